@@ -1,0 +1,52 @@
+"""What the launchers share: memory layout, scalars and the choice of device."""
+
+import torch
+import triton
+from triton import language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+MAX_GRID_Y = 65535  # CUDA's limit on the second and third dimension of a grid
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, and so on CPU tensors."""
+    return isinstance(_probe, InterpretedFunction)
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that a kernel computes in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@triton.jit
+def convert(values, dtype: tl.constexpr):
+    """A tuple of scalars in the type that a kernel computes in."""
+    converted = ()
+    for i in tl.static_range(len(values)):
+        converted = converted + (tl.full((), values[i], dtype),)
+    return converted
+
+
+def scalars(dtype: torch.dtype, values: tuple[float, ...]) -> tuple:
+    """Floats as kernel arguments; Triton passes a run-time float as float32, so float64 needs compile-time constants."""
+    return tuple(map(tl.constexpr, values)) if dtype == torch.float64 else values
+
+
+def outer_time_inner(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor:
+    """Views `tensor` as [outer, time, inner] in the memory order of the dense tensor `like`; copies only if it must."""
+    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))
+    position = order.index(time_axis)
+    permuted = tensor.permute(order)
+    outer = permuted.shape[:position].numel()
+    inner = permuted.shape[position + 1 :].numel()
+    return permuted.reshape(outer, permuted.shape[position], inner)
+
+
+def device_of(tensor: torch.Tensor) -> torch.cuda.device_of:
+    """A context in which Triton launches on the tensor's device and that device's current stream."""
+    return torch.cuda.device_of(tensor)

@@ -1,0 +1,79 @@
+"""Which implementation runs: PyTorch's dispatcher decides, and one context manager can override it.
+
+Every operation is a PyTorch custom op. Its CPU implementation is the eager reference, its CUDA implementation (NVIDIA and
+ROCm) launches the Triton kernel. `use_backend` overrides the choice to compare the two on one machine.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["auto", "reference", "triton"]
+
+# Process-wide, like the flags of torch.backends: torch.compile guards on a module's globals, so compiled models follow it.
+_override: Backend = "auto"
+_override_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def use_backend(name: Backend) -> Iterator[None]:
+    """Chooses the implementation of every srm_triton operation within a `with` block.
+
+    The choice is made when an operation runs forward; its backward uses the same one. It holds for the whole process, so a
+    second thread that asks for an override at the same time gets an error.
+
+    Args:
+        name: ``"auto"`` (the eager reference for CPU tensors, Triton for GPU tensors), ``"reference"`` or ``"triton"``.
+            Triton on CPU tensors needs Triton's interpreter: the environment variable ``TRITON_INTERPRET=1``, set before
+            triton is first imported.
+
+    Raises:
+        ValueError: if `name` is none of these.
+        RuntimeError: if another thread is inside a `use_backend` block.
+
+    Example:
+        >>> import torch, srm_triton
+        >>> with srm_triton.use_backend("reference"):
+        ...     spikes = srm_triton.srm_scan(torch.ones(1, 4, 2))
+    """
+    global _override
+    if name not in get_args(Backend):
+        raise ValueError(f"name must be one of {get_args(Backend)}, got {name!r}")
+    if not _override_lock.acquire(blocking=False):
+        raise RuntimeError("use_backend is active in another thread; it holds for the whole process")
+    previous, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = previous
+        _override_lock.release()
+
+
+def requested_backend() -> Backend:
+    """Returns the override in force, ``"auto"`` outside `use_backend`."""
+    return _override
+
+
+def resolve_backend(device: torch.device, requested: str) -> Literal["reference", "triton"]:
+    """Returns the implementation that serves a device, given `requested_backend()` at the time of the call.
+
+    Raises:
+        RuntimeError: if Triton is asked for on CPU tensors and its kernels are not interpreted.
+        ValueError: for a device that is neither CPU nor CUDA (which includes ROCm).
+    """
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"tensors must be on a cpu or cuda (NVIDIA or ROCm) device, got {device}")
+    if requested == "auto":
+        return "triton" if device.type == "cuda" else "reference"
+    if requested == "triton" and device.type == "cpu":
+        from srm_triton.kernels import launch
+
+        if not launch.interpreted():
+            raise RuntimeError(
+                "backend 'triton' runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before triton is "
+                "first imported, or move the tensors to a GPU"
+            )
+    return "triton" if requested == "triton" else "reference"

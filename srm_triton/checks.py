@@ -1,0 +1,63 @@
+"""Argument checks: each error names the argument, what was given and what is allowed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
+    """Checks that `value` is a floating-point tensor on a supported device, of the rank that `axes` spells out.
+
+    Args:
+        name: the argument's name.
+        value: what was given.
+        axes: the allowed shape in words, such as ``"[batch, time, in_features]"``; its commas give the rank, and a final
+            ``...`` stands for any number of axes. None allows any rank.
+
+    Raises:
+        TypeError: for anything but a tensor of a supported floating-point dtype.
+        ValueError: for another rank or device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{name} must be on a cpu or cuda (NVIDIA or ROCm) device, got {value.device}")
+    if axes is not None:
+        rank = axes.count(",") + 1
+        fits = value.dim() >= rank - 1 if axes.endswith("...]") else value.dim() == rank
+        if not fits:
+            raise ValueError(f"{name} must have the shape {axes}, got {list(value.shape)}")
+
+
+def check_same(name: str, value: Tensor, reference_name: str, reference: Tensor) -> None:
+    """Checks that two tensors agree in dtype and device.
+
+    Raises:
+        TypeError: if the dtypes differ.
+        ValueError: if the devices differ.
+    """
+    if value.dtype != reference.dtype:
+        raise TypeError(f"{name} must have the dtype of {reference_name}, {reference.dtype}, got {value.dtype}")
+    if value.device != reference.device:
+        raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {value.device}")
+
+
+def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> None:
+    """Checks the length of one axis.
+
+    Raises:
+        ValueError: if it differs from `size`; `meaning` says where the allowed size comes from.
+    """
+    if value.shape[axis] != size:
+        raise ValueError(f"{name} must have {size} entries on axis {axis} ({meaning}), got {list(value.shape)}")
+
+
+def time_axes(batch_first: bool, rest: str) -> str:
+    """Returns the shape in words that `check_tensor` takes, for either order of batch and time."""
+    return f"[batch, time, {rest}]" if batch_first else f"[time, batch, {rest}]"

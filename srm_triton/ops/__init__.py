@@ -1,0 +1,1 @@
+"""One file an operation: equations, eager reference, custom op, public function."""
