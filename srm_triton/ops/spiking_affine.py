@@ -1,0 +1,251 @@
+"""An affine map and the neurons behind it, joined because the event-driven gradient takes two ways through them.
+
+With x = W·inputs (a matrix product or a convolution) and the two results of the neuron's backward (`srm_scan`):
+
+    grad_W      = grad_weight_path ⊗ inputs, summed over batch and time
+    grad_inputs = time_gradient_scale · Wᵀ·grad_time_path              (a convolution also multiplies by the inputs)
+
+so inputs receive gradients with respect to their spike times, damped by 0.85 in the published code. The label spike:
+a silent neuron gets no gradient, so in training the labelled output neuron may count as firing at the last step at which
+its potential rises (Δu > 0.05), although it does not. Source: the code of Zhu et al., NeurIPS 2022 and 2023.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srm_triton.backend import requested_backend
+from srm_triton.checks import check_same, check_size, check_tensor, time_axes
+from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
+from srm_triton.parameters import SRMParameters
+
+LABEL_SPIKE_RISE = 0.05
+
+
+class LabelledSpikes(NamedTuple):
+    """What an output layer returns in training, when it is given labels."""
+
+    spikes: Tensor
+    """The neurons' own spikes, for metrics; no gradient passes through them."""
+    training_spikes: Tensor
+    """The same with one spike more for a labelled neuron, for the loss."""
+
+
+@dataclass(frozen=True)
+class _Linear:
+    def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(inputs, weight)
+
+    def weight_gradient(self, grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        return grad.flatten(0, 1).t() @ inputs.flatten(0, 1)
+
+    def input_gradient(self, grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        return grad @ weight
+
+
+@dataclass(frozen=True)
+class _Conv2d:
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        images = F.conv2d(inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return images.unflatten(0, inputs.shape[:2])
+
+    def weight_gradient(self, grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        return self._gradients(grad, inputs, weight, (False, True, False))[1]
+
+    def input_gradient(self, grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        images = self._gradients(grad, inputs, weight, (True, False, False))[0]
+        return images.unflatten(0, inputs.shape[:2]) * inputs
+
+    def _gradients(self, grad: Tensor, inputs: Tensor, weight: Tensor, which: tuple[bool, ...]) -> Sequence[Tensor]:
+        gradients: Sequence[Tensor] = torch.ops.aten.convolution_backward(
+            grad.flatten(0, 1), inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation,
+            False, (0, 0), self.groups, which,
+        )  # fmt: skip
+        return gradients
+
+
+class _SpikingAffine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        labels: Tensor | None,
+        affine: _Linear | _Conv2d,
+        parameters: SRMParameters,
+        time_axis: int,
+        time_gradient_scale: float,
+        keep: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        current = affine.forward(inputs, weight)
+        spikes, states = scan_forward(current, parameters, time_axis, keep)
+        training_spikes = None if labels is None else _add_label_spike(spikes, current, labels, parameters, time_axis)
+        ctx.save_for_backward(inputs, weight, current, states, training_spikes)
+        ctx.constants = affine, parameters, time_axis, time_gradient_scale, backend
+        if training_spikes is None:
+            return spikes
+        ctx.mark_non_differentiable(spikes)
+        return training_spikes, spikes
+
+    @staticmethod
+    def backward(ctx: Any, grad_spikes: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, current, states, events = ctx.saved_tensors
+        affine, parameters, time_axis, time_gradient_scale, backend = ctx.constants
+        time_path, weight_path = ctx.needs_input_grad[:2]
+        grad_weight_path, grad_time_path = scan_backward(
+            grad_spikes, current, states, events, parameters, time_axis, weight_path, time_path, backend
+        )
+        grad_inputs = grad_weight = None
+        if time_path:
+            grad_inputs = time_gradient_scale * affine.input_gradient(grad_time_path, inputs, weight)
+        if weight_path:
+            grad_weight = affine.weight_gradient(grad_weight_path, inputs, weight)
+        return grad_inputs, grad_weight, None, None, None, None, None, None, None
+
+
+def _add_label_spike(
+    spikes: Tensor, current: Tensor, labels: Tensor, parameters: SRMParameters, time_axis: int
+) -> Tensor:
+    sample = torch.arange(labels.shape[0], device=labels.device)
+    labelled = current.movedim(time_axis, 1)[sample, :, labels]
+    rises = srm_trace(labelled, parameters).membrane_change > LABEL_SPIKE_RISE
+    steps = torch.arange(1, labelled.shape[1] + 1, device=labels.device)
+    last = (rises * steps).amax(1)
+    extra = (steps == last[:, None])[:, :, None] & F.one_hot(labels, spikes.shape[2])[:, None, :].bool()
+    return spikes.masked_fill(extra.movedim(1, time_axis), 1)
+
+
+def _apply(
+    inputs: Tensor,
+    weight: Tensor,
+    labels: Tensor | None,
+    affine: _Linear | _Conv2d,
+    parameters: SRMParameters | None,
+    time_gradient_scale: float,
+    batch_first: bool,
+) -> Any:
+    device = inputs.device.type
+    if torch.is_autocast_enabled(device) and inputs.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        inputs, weight = inputs.to(dtype), weight.to(dtype)
+    check_same("inputs", inputs, "weight", weight)
+    keep = torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad)
+    return _SpikingAffine.apply(
+        inputs,
+        weight,
+        labels,
+        affine,
+        SRMParameters() if parameters is None else parameters,
+        1 if batch_first else 0,
+        time_gradient_scale,
+        keep,
+        requested_backend(),
+    )
+
+
+def srm_linear(
+    inputs: Tensor,
+    weight: Tensor,
+    parameters: SRMParameters | None = None,
+    *,
+    labels: Tensor | None = None,
+    time_gradient_scale: float = 0.85,
+    batch_first: bool = True,
+) -> Any:
+    """A matrix product followed by SRM neurons, with the event-driven gradient for both.
+
+    Args:
+        inputs: spikes or real values, [batch, time, in_features].
+        weight: [out_features, in_features], in the dtype of `inputs` (under autocast both are converted).
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        labels: for an output layer in training, the class of each sample, int64 [batch]; adds the label spike.
+        time_gradient_scale: factor on the gradient to the inputs' spike times.
+        batch_first: False for inputs and spikes as [time, batch, ...].
+
+    Returns:
+        Spikes, [batch, time, out_features]; with `labels`, `LabelledSpikes`.
+
+    Raises:
+        TypeError: for tensors of other or different dtypes.
+        ValueError: for shapes that do not fit, or labels outside 0 … out_features − 1.
+
+    Example:
+        >>> srm_linear(torch.ones(1, 4, 2), torch.ones(3, 2)).sum(1)
+        tensor([[2., 2., 2.]])
+    """
+    check_tensor("inputs", inputs, time_axes(batch_first, "in_features"))
+    check_tensor("weight", weight, "[out_features, in_features]")
+    check_size("inputs", inputs, 2, weight.shape[1], "in_features of weight")
+    if labels is None:
+        return _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)
+    _check_labels(labels, inputs.shape[0 if batch_first else 1], weight.shape[0])
+    training_spikes, spikes = _apply(inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first)
+    return LabelledSpikes(spikes, training_spikes)
+
+
+def srm_conv2d(
+    inputs: Tensor,
+    weight: Tensor,
+    parameters: SRMParameters | None = None,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    time_gradient_scale: float = 0.85,
+    batch_first: bool = True,
+) -> Tensor:
+    """A 2-D convolution followed by SRM neurons, with the event-driven gradient for both.
+
+    Args:
+        inputs: spikes or real values, [batch, time, in_channels, height, width].
+        weight: [out_channels, in_channels / groups, kernel_height, kernel_width], in the dtype of `inputs` (under autocast
+            both are converted).
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        stride: as in `torch.nn.functional.conv2d`, a pair; likewise `padding` (zeros), `dilation` and `groups`.
+        padding: see `stride`.
+        dilation: see `stride`.
+        groups: see `stride`.
+        time_gradient_scale: factor on the gradient to the inputs' spike times.
+        batch_first: False for inputs and spikes as [time, batch, ...].
+
+    Returns:
+        Spikes, [batch, time, out_channels, out_height, out_width].
+
+    Raises:
+        TypeError: for tensors of other or different dtypes.
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> srm_conv2d(torch.ones(1, 4, 1, 5, 5), torch.ones(2, 1, 3, 3)).shape
+        torch.Size([1, 4, 2, 3, 3])
+    """
+    check_tensor("inputs", inputs, time_axes(batch_first, "in_channels, height, width"))
+    check_tensor("weight", weight, "[out_channels, in_channels / groups, kernel_height, kernel_width]")
+    check_size("inputs", inputs, 2, weight.shape[1] * groups, "in_channels of weight")
+    affine = _Conv2d(stride, padding, dilation, groups)
+    spikes: Tensor = _apply(inputs, weight, None, affine, parameters, time_gradient_scale, batch_first)
+    return spikes
+
+
+def _check_labels(labels: Tensor, batch: int, classes: int) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an int64 tensor, got {kind}")
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
+    # On a GPU, and in compiled code, the indexing itself reports a label that is out of range.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels must lie in 0 … {classes - 1}, got values from {low} to {high}")
