@@ -1,8 +1,8 @@
 """Triton kernels of the SRM scan: a tile of neurons per program, time in chunks that are held in registers.
 
 All loads of a chunk are issued before the first of them is used. The backward keeps nothing but the input current: it
-recomputes each chunk, last to first, from the state that the forward stored at the chunk's start. Every chunk has CHUNK
-steps but the last, which has REST: no step needs a mask. Equations and names: `srm_triton/ops/srm_scan.py`.
+recomputes each chunk, last to first, from the state that the forward stored at the chunk's start. Chunks are of equal
+length but the last, which may be shorter. Equations and names: `srm_triton/ops/srm_scan.py`.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,13 @@ def _neurons(outer, inner, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr)
 
 
 @triton.jit
-def _load_steps(pointer, stride, inside, accumulator: tl.constexpr, STEPS: tl.constexpr):
+def _load_chunk(
+    pointer, stride, steps_left, accumulator: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr
+):
     values = ()
-    for _ in tl.static_range(STEPS):
-        values = values + (tl.load(pointer, mask=inside, other=0.0).to(accumulator),)
+    for k in tl.static_range(CHUNK):
+        value = tl.load(pointer, mask=steps_left > (0 if WHOLE else k), other=0.0)
+        values = values + (value.to(accumulator),)
         pointer += stride
     return values
 
@@ -42,35 +45,7 @@ def _step(state, x, constants):
     return u, g, fired, (tl.where(fired, 0.0, m), tl.where(fired, 0.0, s), tl.where(fired, 0.0, g))
 
 
-@triton.jit
-def _forward_chunk(
-    state,
-    current,
-    stride_time,
-    spikes,
-    membrane,
-    gradient_trace,
-    inner,
-    inside,
-    constants,
-    STORE_TRACE: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    inputs = _load_steps(current, stride_time, inside, state[0].dtype, STEPS)
-    for k in tl.static_range(STEPS):
-        u, g, fired, state = _step(state, inputs[k], constants)
-        # by way of float32, since the interpreter converts no boolean to bfloat16
-        tl.store(spikes, fired.to(tl.float32).to(spikes.dtype.element_ty), mask=inside)
-        spikes += inner
-        if STORE_TRACE:
-            tl.store(membrane, u, mask=inside)
-            tl.store(gradient_trace, g, mask=inside)
-            membrane += inner
-            gradient_trace += inner
-    return state, spikes, membrane, gradient_trace
-
-
-@triton.jit(do_not_specialize=["chunks", "outer"])
+@triton.jit(do_not_specialize=["chunks", "rest", "outer"])
 def srm_scan_forward_kernel(
     current,
     spikes,
@@ -78,6 +53,7 @@ def srm_scan_forward_kernel(
     gradient_trace,
     states,
     chunks: tl.int32,
+    rest: tl.int32,
     outer: tl.int64,
     inner: tl.int64,
     current_stride_outer: tl.int64,
@@ -86,103 +62,41 @@ def srm_scan_forward_kernel(
     constants,
     STORE_TRACE: tl.constexpr,
     STORE_STATES: tl.constexpr,
-    SEVERAL_CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
-    REST: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_OUTER: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
     constants = launch.convert(constants, accumulator)
     rows, columns, inside = _neurons(outer, inner, BLOCK_OUTER, BLOCK_INNER)
+    steps = (chunks - 1).to(tl.int64) * CHUNK + rest
     current += rows * current_stride_outer + columns * current_stride_inner
-    steps = (chunks - 1).to(tl.int64) * CHUNK + REST
     output = rows * steps * inner + columns
-    spikes += output
-    if STORE_TRACE:
-        membrane += output
-        gradient_trace += output
-    if STORE_STATES:
-        states += rows * inner + columns
+    kept = rows * inner + columns
 
     zeros = tl.zeros((BLOCK_OUTER, BLOCK_INNER), accumulator)
     state = (zeros, zeros, zeros)
-    if SEVERAL_CHUNKS:
-        for _ in range(chunks - 1):
-            state, spikes, membrane, gradient_trace = _forward_chunk(
-                state, current, current_stride_time, spikes, membrane, gradient_trace, inner, inside,
-                constants, STORE_TRACE, CHUNK,
-            )  # fmt: skip
-            current += CHUNK * current_stride_time
-            if STORE_STATES:
-                for i in tl.static_range(3):
-                    tl.store(states, state[i], mask=inside)
-                    states += outer * inner
-    _forward_chunk(
-        state, current, current_stride_time, spikes, membrane, gradient_trace, inner, inside,
-        constants, STORE_TRACE, REST,
-    )  # fmt: skip
+    for chunk in range(chunks):
+        if STORE_STATES:
+            for i in tl.static_range(3):
+                tl.store(states + kept + (i - 3) * outer * inner, state[i], mask=inside & (chunk > 0))
+            kept += 3 * outer * inner
+        steps_left = tl.where(inside, tl.where(chunk < chunks - 1, CHUNK, rest), 0)
+        inputs = _load_chunk(current, current_stride_time, steps_left, accumulator, CHUNK, WHOLE)
+        for k in tl.static_range(CHUNK):
+            u, g, fired, state = _step(state, inputs[k], constants)
+            valid = steps_left > (0 if WHOLE else k)
+            # by way of float32, since the interpreter converts no boolean to bfloat16
+            tl.store(spikes + output, fired.to(tl.float32).to(spikes.dtype.element_ty), mask=valid)
+            if STORE_TRACE:
+                tl.store(membrane + output, u, mask=valid)
+                tl.store(gradient_trace + output, g, mask=valid)
+            output += inner
+        current += CHUNK * current_stride_time
 
 
-@triton.jit
-def _backward_chunk(
-    responses,
-    state,
-    current,
-    current_stride_time,
-    grad_spikes,
-    grad_stride_time,
-    events,
-    grad_weight_path,
-    grad_time_path,
-    output,
-    inner,
-    inside,
-    constants,
-    gradient_constants,
-    LOAD_EVENTS: tl.constexpr,
-    STORE_WEIGHT_PATH: tl.constexpr,
-    STORE_TIME_PATH: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    membrane_decay, synapse_decay, gradient_decay, amplitude, threshold = constants
-    rise, smallest_change, smallest_trace = gradient_constants
-    inputs = _load_steps(current, current_stride_time, inside, state[0].dtype, STEPS)
-    grads = _load_steps(grad_spikes, grad_stride_time, inside, state[0].dtype, STEPS)
-
-    # 1/Δu and 1/Δu_t, clamped, at each step; -1 in place of 1/Δu says that there is no spike.
-    weight_slopes = ()
-    time_slopes = ()
-    for k in tl.static_range(STEPS):
-        previous = amplitude * (state[0] - state[1])
-        u, g, fired, state = _step(state, inputs[k], constants)
-        event = fired
-        if LOAD_EVENTS:
-            event = tl.load(events + output, mask=inside, other=0.0) != 0.0
-        change = u - previous
-        slope = tl.where(change >= 0.0, 1.0 / tl.maximum(change, smallest_change), 0.0)
-        weight_slopes = weight_slopes + (tl.where(event, slope, -1.0),)
-        time_slopes = time_slopes + (tl.where(g >= 0.0, 1.0 / tl.maximum(g, smallest_trace), 0.0),)
-        output += inner
-
-    weight_response, synapse_response, time_response = responses
-    for k in tl.static_range(STEPS - 1, -1, -1):
-        output -= inner
-        event = weight_slopes[k] >= 0.0
-        if STORE_WEIGHT_PATH:
-            weight = -weight_slopes[k] * grads[k]
-            decayed = membrane_decay * weight_response + rise * synapse_response
-            weight_response = tl.where(event, weight * rise, decayed)
-            synapse_response = synapse_decay * tl.where(event, weight, synapse_response)
-            tl.store(grad_weight_path + output, weight_response, mask=inside)
-        if STORE_TIME_PATH:
-            time = time_slopes[k] * grads[k]
-            time_response = gradient_decay * tl.where(event, time, time_response)
-            tl.store(grad_time_path + output, time_response, mask=inside)
-    return weight_response, synapse_response, time_response
-
-
-@triton.jit(do_not_specialize=["chunks", "outer"])
+@triton.jit(do_not_specialize=["chunks", "rest", "outer"])
 def srm_scan_backward_kernel(
     grad_spikes,
     current,
@@ -191,6 +105,7 @@ def srm_scan_backward_kernel(
     grad_weight_path,
     grad_time_path,
     chunks: tl.int32,
+    rest: tl.int32,
     outer: tl.int64,
     inner: tl.int64,
     grad_stride_outer: tl.int64,
@@ -201,57 +116,83 @@ def srm_scan_backward_kernel(
     current_stride_inner,
     constants,
     gradient_constants,
+    LOAD_STATES: tl.constexpr,
     LOAD_EVENTS: tl.constexpr,
     STORE_WEIGHT_PATH: tl.constexpr,
     STORE_TIME_PATH: tl.constexpr,
-    SEVERAL_CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
-    REST: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_OUTER: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
     constants = launch.convert(constants, accumulator)
-    gradient_constants = launch.convert(gradient_constants, accumulator)
+    membrane_decay, synapse_decay, gradient_decay, amplitude, threshold = constants
+    rise, smallest_change, smallest_trace = launch.convert(gradient_constants, accumulator)
     rows, columns, inside = _neurons(outer, inner, BLOCK_OUTER, BLOCK_INNER)
     start = (chunks - 1).to(tl.int64) * CHUNK
     current += rows * current_stride_outer + columns * current_stride_inner + start * current_stride_time
     grad_spikes += rows * grad_stride_outer + columns * grad_stride_inner + start * grad_stride_time
-    output = (rows * (start + REST) + start) * inner + columns
-
-    # How a current at this step would move the next spike, for both paths, decaying backward in time.
-    zeros = tl.zeros((BLOCK_OUTER, BLOCK_INNER), accumulator)
-    responses = (zeros, zeros, zeros)
-    state = (zeros, zeros, zeros)
-    if SEVERAL_CHUNKS:
+    output = (rows * (start + rest) + start) * inner + columns
+    if LOAD_STATES:
         states += rows * inner + columns + (chunks - 1).to(tl.int64) * 3 * outer * inner
-        states, state = _load_state(states, outer * inner, inside)
-    responses = _backward_chunk(
-        responses, state, current, current_stride_time, grad_spikes, grad_stride_time, events, grad_weight_path,
-        grad_time_path, output, inner, inside, constants, gradient_constants,
-        LOAD_EVENTS, STORE_WEIGHT_PATH, STORE_TIME_PATH, REST,
-    )  # fmt: skip
-    if SEVERAL_CHUNKS:
-        for chunk in range(chunks - 1):
-            current -= CHUNK * current_stride_time
-            grad_spikes -= CHUNK * grad_stride_time
-            output -= CHUNK * inner
-            states, state = _load_state(states, outer * inner, inside & (chunk < chunks - 2))
-            responses = _backward_chunk(
-                responses, state, current, current_stride_time, grad_spikes, grad_stride_time, events, grad_weight_path,
-                grad_time_path, output, inner, inside, constants, gradient_constants,
-                LOAD_EVENTS, STORE_WEIGHT_PATH, STORE_TIME_PATH, CHUNK,
-            )  # fmt: skip
+    # Strides per lane: AMD GPUs have too few scalar registers for the offsets of all steps of a chunk.
+    time_stride = tl.where(inside, inner, 0)
+    grad_stride = tl.where(inside, grad_stride_time, 0)
 
+    # How a current at this step would move the next spike, along both paths, decaying backward in time.
+    zeros = tl.zeros((BLOCK_OUTER, BLOCK_INNER), accumulator)
+    weight_response = zeros
+    synapse_response = zeros
+    time_response = zeros
+    steps_left = tl.where(inside, rest, 0)
+    for reverse in range(chunks):
+        state = (zeros, zeros, zeros)
+        if LOAD_STATES:
+            later = inside & (reverse < chunks - 1)
+            states -= 3 * outer * inner
+            m = tl.load(states, mask=later, other=0.0)
+            s = tl.load(states + outer * inner, mask=later, other=0.0)
+            g = tl.load(states + 2 * outer * inner, mask=later, other=0.0)
+            state = (m, s, g)
+        inputs = _load_chunk(current, current_stride_time, steps_left, accumulator, CHUNK, WHOLE)
+        grads = _load_chunk(grad_spikes, grad_stride, steps_left, accumulator, CHUNK, WHOLE)
 
-@triton.jit
-def _load_state(states, neurons, mask):
-    """The state at a chunk's start, from the pointer to the next one's; zeros where masked (before the first step)."""
-    states -= 3 * neurons
-    m = tl.load(states, mask=mask, other=0.0)
-    s = tl.load(states + neurons, mask=mask, other=0.0)
-    g = tl.load(states + 2 * neurons, mask=mask, other=0.0)
-    return states, (m, s, g)
+        # 1/Δu and 1/Δu_t, clamped, at a spike; in place of 1/Δu, -1 marks a step without a spike and -2 no step at all.
+        weight_slopes = ()
+        time_slopes = ()
+        for k in tl.static_range(CHUNK):
+            valid = steps_left > (0 if WHOLE else k)
+            previous = amplitude * (state[0] - state[1])
+            u, trace, event, state = _step(state, inputs[k], constants)
+            if LOAD_EVENTS:
+                event = tl.load(events + output, mask=valid, other=0.0) != 0.0
+            change = u - previous
+            slope = tl.where(change >= 0.0, 1.0 / tl.maximum(change, smallest_change), 0.0)
+            weight_slopes = weight_slopes + (tl.where(valid, tl.where(event, slope, -1.0), -2.0),)
+            time_slopes = time_slopes + (
+                tl.where(trace >= 0.0, 1.0 / tl.maximum(trace, smallest_trace), 0.0),
+            )
+            output += time_stride
+
+        for k in tl.static_range(CHUNK - 1, -1, -1):
+            output -= time_stride
+            event = weight_slopes[k] >= 0.0
+            valid = weight_slopes[k] > -2.0
+            if STORE_WEIGHT_PATH:
+                weight = -weight_slopes[k] * grads[k]
+                decayed = membrane_decay * weight_response + rise * synapse_response
+                weight_response = tl.where(event, weight * rise, decayed)
+                synapse_response = synapse_decay * tl.where(event, weight, synapse_response)
+                tl.store(grad_weight_path + output, weight_response, mask=valid)
+            if STORE_TIME_PATH:
+                time = time_slopes[k] * grads[k]
+                time_response = gradient_decay * tl.where(event, time, time_response)
+                tl.store(grad_time_path + output, time_response, mask=valid)
+        current -= CHUNK * current_stride_time
+        grad_spikes -= CHUNK * grad_stride
+        output -= CHUNK * time_stride
+        steps_left = tl.where(inside, CHUNK, 0)
 
 
 @dataclass(frozen=True)
@@ -280,10 +221,11 @@ def choose_tile(outer: int, inner: int, elements_per_thread: int) -> Tile:
     return Tile(block_outer, block_inner, threads // 32)
 
 
-def split_time(steps: int) -> tuple[int, int]:
-    """The number of chunks and the length of the last one."""
+def split_time(steps: int) -> tuple[int, int, int]:
+    """The number of chunks, as few as fit into registers; their length, as equal as can be; the last one's length."""
     chunks = triton.cdiv(steps, SRM_SCAN_CHUNK)
-    return chunks, steps - (chunks - 1) * SRM_SCAN_CHUNK
+    chunk = triton.cdiv(steps, chunks)
+    return chunks, chunk, steps - (chunks - 1) * chunk
 
 
 def forward(
@@ -303,7 +245,7 @@ def forward(
     """
     x = launch.outer_time_inner(current, spikes, time_axis)
     outer, steps, inner = x.shape
-    chunks, rest = split_time(steps)
+    chunks, chunk, rest = split_time(steps)
     tile = choose_tile(outer, inner, elements_per_thread=2)
     with launch.device_of(current):
         srm_scan_forward_kernel[tile.grid(outer, inner)](
@@ -313,15 +255,15 @@ def forward(
             gradient_trace,
             states,
             chunks,
+            rest,
             outer,
             inner,
             *x.stride(),
             launch.scalars(current.dtype, constants),
             STORE_TRACE=membrane is not None,
             STORE_STATES=states is not None,
-            SEVERAL_CHUNKS=chunks > 1,
-            CHUNK=SRM_SCAN_CHUNK,
-            REST=rest,
+            CHUNK=chunk,
+            WHOLE=rest == chunk,
             BLOCK_OUTER=tile.block_outer,
             BLOCK_INNER=tile.block_inner,
             num_warps=tile.num_warps,
@@ -347,7 +289,7 @@ def backward(
     if events is not None:
         events = launch.outer_time_inner(events, layout, time_axis).contiguous()
     outer, steps, inner = x.shape
-    chunks, rest = split_time(steps)
+    chunks, chunk, rest = split_time(steps)
     tile = choose_tile(outer, inner, elements_per_thread=1)
     with launch.device_of(current):
         srm_scan_backward_kernel[tile.grid(outer, inner)](
@@ -358,18 +300,19 @@ def backward(
             grad_weight_path,
             grad_time_path,
             chunks,
+            rest,
             outer,
             inner,
             *grad.stride(),
             *x.stride(),
             launch.scalars(current.dtype, constants),
             launch.scalars(current.dtype, gradient_constants),
+            LOAD_STATES=states is not None,
             LOAD_EVENTS=events is not None,
             STORE_WEIGHT_PATH=grad_weight_path is not None,
             STORE_TIME_PATH=grad_time_path is not None,
-            SEVERAL_CHUNKS=chunks > 1,
-            CHUNK=SRM_SCAN_CHUNK,
-            REST=rest,
+            CHUNK=chunk,
+            WHOLE=rest == chunk,
             BLOCK_OUTER=tile.block_outer,
             BLOCK_INNER=tile.block_inner,
             num_warps=tile.num_warps,

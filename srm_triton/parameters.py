@@ -37,7 +37,9 @@ class SRMParameters:
             value = getattr(self, field.name)
             lower = 1 if field.name.startswith("tau") else 0
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{field.name} must be a number, got {value!r} of type {type(value).__name__}")
+                raise TypeError(
+                    f"{field.name} must be a number, got {value!r} of type {type(value).__name__}"
+                )
             if not (math.isfinite(value) and value > lower):
                 raise ValueError(f"{field.name} must be finite and > {lower}, got {value}")
         if self.tau_m == self.tau_s:

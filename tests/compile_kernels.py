@@ -38,7 +38,9 @@ def compiling(target: GPUTarget, compiled: list[tuple[str, object]]) -> Iterator
         kwargs.setdefault("debug", False)
         binder = create_function_from_signature(kernel.signature, kernel.params, backend)
         bound, specialization, options = binder(*args, **kwargs)
-        options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, options)
+        options, signature, constants, attributes = kernel._pack_args(
+            backend, kwargs, bound, specialization, options
+        )
         source = ASTSource(kernel, signature, constants, attributes)
         compiled.append((kernel.fn.__name__, triton.compile(source, target=target, options=options.__dict__)))
 
@@ -58,7 +60,18 @@ def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]
     yield partial(srm_scan.forward, current, current, None, None, states, 1, constants)
     yield partial(srm_scan.forward, current, current, trace, trace, None, 1, constants)
     for events in (None, current):
-        yield partial(srm_scan.backward, current, current, states, events, current, current, 1, constants, (0.3, 0.25, 1e-8))
+        yield partial(
+            srm_scan.backward,
+            current,
+            current,
+            states,
+            events,
+            current,
+            current,
+            1,
+            constants,
+            (0.3, 0.25, 1e-8),
+        )
 
 
 def resources(name: str, target: str, kernel) -> dict:
@@ -67,15 +80,31 @@ def resources(name: str, target: str, kernel) -> dict:
         text = kernel.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
         spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
-        return {"kernel": name, "registers": registers, "spills": spills, "fused": len(re.findall(r"\bv_fma", text))}
+        return {
+            "kernel": name,
+            "registers": registers,
+            "spills": spills,
+            "fused": len(re.findall(r"\bv_fma", text)),
+        }
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
-        code = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
-    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage.stdout)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return {"kernel": name, "registers": registers, "spills": stack + local, "fused": len(re.findall(r"\bFFMA", code.stdout))}
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+        code = subprocess.run(
+            [tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
+        )
+    registers, stack, local = (
+        int(re.search(rf"{key}:(\d+)", usage.stdout)[1]) for key in ("REG", "STACK", "LOCAL")
+    )
+    return {
+        "kernel": name,
+        "registers": registers,
+        "spills": stack + local,
+        "fused": len(re.findall(r"\bFFMA", code.stdout)),
+    }
 
 
 if __name__ == "__main__":
@@ -88,5 +117,12 @@ if __name__ == "__main__":
                     for launch in scan_launches(dtype, steps):
                         launch()
                 for name, kernel in compiled:
-                    rows.append({"target": target_name, "dtype": str(dtype), "steps": steps, **resources(name, target_name, kernel)})
+                    rows.append(
+                        {
+                            "target": target_name,
+                            "dtype": str(dtype),
+                            "steps": steps,
+                            **resources(name, target_name, kernel),
+                        }
+                    )
     print(json.dumps(rows, indent=1))

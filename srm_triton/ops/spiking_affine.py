@@ -55,7 +55,9 @@ class _Conv2d:
     groups: int
 
     def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        images = F.conv2d(inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation, self.groups)
+        images = F.conv2d(
+            inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation, self.groups
+        )
         return images.unflatten(0, inputs.shape[:2])
 
     def weight_gradient(self, grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -65,7 +67,9 @@ class _Conv2d:
         images = self._gradients(grad, inputs, weight, (True, False, False))[0]
         return images.unflatten(0, inputs.shape[:2]) * inputs
 
-    def _gradients(self, grad: Tensor, inputs: Tensor, weight: Tensor, which: tuple[bool, ...]) -> Sequence[Tensor]:
+    def _gradients(
+        self, grad: Tensor, inputs: Tensor, weight: Tensor, which: tuple[bool, ...]
+    ) -> Sequence[Tensor]:
         gradients: Sequence[Tensor] = torch.ops.aten.convolution_backward(
             grad.flatten(0, 1), inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation,
             False, (0, 0), self.groups, which,
@@ -89,7 +93,9 @@ class _SpikingAffine(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         current = affine.forward(inputs, weight)
         spikes, states = scan_forward(current, parameters, time_axis, keep)
-        training_spikes = None if labels is None else _add_label_spike(spikes, current, labels, parameters, time_axis)
+        training_spikes = (
+            None if labels is None else _add_label_spike(spikes, current, labels, parameters, time_axis)
+        )
         ctx.save_for_backward(inputs, weight, current, states, training_spikes)
         ctx.constants = affine, parameters, time_axis, time_gradient_scale, backend
         if training_spikes is None:
@@ -189,7 +195,9 @@ def srm_linear(
     if labels is None:
         return _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)
     _check_labels(labels, inputs.shape[0 if batch_first else 1], weight.shape[0])
-    training_spikes, spikes = _apply(inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first)
+    training_spikes, spikes = _apply(
+        inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first
+    )
     return LabelledSpikes(spikes, training_spikes)
 
 

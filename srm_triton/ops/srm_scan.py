@@ -289,7 +289,9 @@ def srm_scan(current: Tensor, parameters: SRMParameters | None = None, *, batch_
     return scan_forward(current, parameters, time_axis, keep_states)[0]
 
 
-def srm_trace(current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> SRMTrace:
+def srm_trace(
+    current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True
+) -> SRMTrace:
     """Runs SRM neurons and records what happens at each step, for plots and analysis; no gradient passes.
 
     Args:

@@ -1,0 +1,504 @@
+"""Triton kernels of batch normalisation: a matrix [samples, features] of any strides, normalised over the samples.
+
+A column's mean is kept as an unevaluated sum, a high and a low part: (x − high) − low is exact to rounding however large
+the mean. Moments are merged from those of parts, never from sums of squares, so nothing cancels.
+
+Where one tile holds whole columns (`Tile.whole`), one launch reads the matrix once. Otherwise the samples are split: a
+first launch finds each split's sums, a second one adds them in a fixed order and streams over the matrix again.
+Equations and names: `srm_triton/ops/batch_norm.py`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton import language as tl
+
+from . import launch
+
+TILE = 2048  # elements that a program holds at a time
+WHOLE = 16384  # the most that it holds where that spares a second pass; half of it in float64
+MAX_SPLITS = 64
+PROGRAMS = 512  # as many as fill a device
+SECTOR = 32  # bytes that a memory access moves at least
+
+
+@triton.jit
+def _columns(features, BLOCK_FEATURES: tl.constexpr):
+    columns = tl.program_id(0).to(tl.int64) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
+    return columns, columns < features
+
+
+@triton.jit
+def _rows(tile, tiles, samples, BLOCK_SAMPLES: tl.constexpr):
+    """The rows of a tile of this program's split, and which of them exist."""
+    first = (tl.program_id(1).to(tl.int64) * tiles + tile) * BLOCK_SAMPLES
+    rows = (first + tl.arange(0, BLOCK_SAMPLES))[:, None]
+    return rows, rows < samples
+
+
+@triton.jit
+def _load_column(pointer, columns, inside, accumulator: tl.constexpr):
+    return tl.load(pointer + columns, mask=inside, other=0.0).to(accumulator)
+
+
+@triton.jit
+def _merge(count, pivot, offset, squares):
+    """Merges parts along axis 0, each of `count` samples with mean pivot + offset and squared deviations `squares`."""
+    total = tl.sum(count, 0)
+    mean = tl.sum(count * offset, 0) / total
+    high = pivot + mean
+    low = (pivot - high) + mean
+    deviation = offset - mean
+    return high, low, tl.sum(squares + count * deviation * deviation, 0)
+
+
+@triton.jit
+def _tile_moments(x, exists, accumulator: tl.constexpr):
+    """Mean (high, low) and squared deviations of a tile's columns; `exists` is [rows, 1]."""
+    count = exists.to(accumulator)
+    pivot = tl.sum(x, 0) / tl.sum(count, 0)
+    return _merge(count, pivot, tl.where(exists, x - pivot, 0.0), 0.0)
+
+
+@triton.jit
+def _load_partials(
+    partials, sums, splits, features, columns, inside, accumulator: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The partial sums number `sums` of all splits, [splits, features]."""
+    split = tl.arange(0, BLOCK).to(tl.int64)[:, None]
+    partials += (sums * splits + split) * features + columns
+    return tl.load(partials, mask=(split < splits) & inside, other=0.0).to(accumulator)
+
+
+@triton.jit
+def batch_norm_partial_kernel(
+    inputs,
+    partials,
+    tiles: tl.int32,
+    splits: tl.int32,
+    samples: tl.int64,
+    features: tl.int64,
+    stride_sample,
+    stride_feature,
+    BLOCK_SAMPLES: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    """The mean (high, low) and the squared deviations of one split, as three planes of [splits, features]."""
+    accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
+    columns, inside = _columns(features, BLOCK_FEATURES)
+    inputs += columns * stride_feature
+    rows, exists = _rows(0, tiles, samples, BLOCK_SAMPLES)
+    x = tl.load(inputs + rows * stride_sample, mask=exists & inside, other=0.0).to(accumulator)
+    pivot = tl.sum(x, 0) / tl.sum(exists.to(accumulator), 0)
+
+    # Welford's recurrence in each place of the tile
+    count = tl.zeros((BLOCK_SAMPLES, 1), accumulator)
+    mean = tl.zeros((BLOCK_SAMPLES, BLOCK_FEATURES), accumulator)
+    squares = tl.zeros((BLOCK_SAMPLES, BLOCK_FEATURES), accumulator)
+    for tile in range(tiles):
+        rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
+        x = tl.load(inputs + rows * stride_sample, mask=exists & inside, other=0.0).to(accumulator) - pivot
+        present = exists.to(accumulator)
+        count += present
+        change = x - mean
+        mean += change * (present / tl.maximum(count, 1.0))
+        squares += present * change * (x - mean)
+
+    high, low, squares = _merge(count, pivot, mean, squares)
+    partials += tl.program_id(1).to(tl.int64) * features + columns
+    plane = splits.to(tl.int64) * features
+    tl.store(partials, high, mask=inside)
+    tl.store(partials + plane, low, mask=inside)
+    tl.store(partials + 2 * plane, squares, mask=inside)
+
+
+@triton.jit
+def _merge_partials(
+    partials,
+    tiles,
+    splits,
+    samples,
+    features,
+    columns,
+    inside,
+    accumulator: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    high = _load_partials(partials, 0, splits, features, columns, inside, accumulator, BLOCK_SPLITS)
+    low = _load_partials(partials, 1, splits, features, columns, inside, accumulator, BLOCK_SPLITS)
+    squares = _load_partials(partials, 2, splits, features, columns, inside, accumulator, BLOCK_SPLITS)
+    pivot = _load_column(partials, columns, inside, accumulator)
+    length = tiles.to(tl.int64) * BLOCK_SAMPLES
+    rest = samples - tl.arange(0, BLOCK_SPLITS).to(tl.int64)[:, None] * length
+    count = tl.maximum(tl.minimum(rest, length), 0).to(accumulator)
+    return _merge(count, pivot, tl.where(count > 0.0, high - pivot + low, 0.0), squares)
+
+
+@triton.jit
+def _store_outputs(pointer, x, high, low, scale, weight, bias, mask):
+    y = ((x - high) - low) * scale * weight + bias
+    tl.store(pointer, y.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def batch_norm_forward_kernel(
+    inputs,
+    weight,
+    bias,
+    partials,
+    outputs,
+    statistics,
+    tiles: tl.int32,
+    splits: tl.int32,
+    samples: tl.int64,
+    features: tl.int64,
+    divisor: tl.int64,
+    inputs_stride_sample,
+    inputs_stride_feature,
+    outputs_stride_sample,
+    outputs_stride_feature,
+    constants,
+    BLOCK_SAMPLES: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    """Normalises one split; the statistics come from the tile itself where there are no `partials`."""
+    accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
+    constants = launch.convert(constants, accumulator)
+    columns, inside = _columns(features, BLOCK_FEATURES)
+    inputs += columns * inputs_stride_feature
+    outputs += columns * outputs_stride_feature
+    if partials is None:
+        rows, exists = _rows(0, tiles, samples, BLOCK_SAMPLES)
+        x = tl.load(inputs + rows * inputs_stride_sample, mask=exists & inside, other=0.0).to(accumulator)
+        high, low, squares = _tile_moments(x, exists, accumulator)
+    else:
+        high, low, squares = _merge_partials(
+            partials, tiles, splits, samples, features, columns, inside, accumulator, BLOCK_SAMPLES, BLOCK_SPLITS
+        )  # fmt: skip
+    variance = squares / divisor.to(accumulator)
+    first = inside & (tl.program_id(1) == 0)
+    tl.store(statistics + columns, high, mask=first)
+    tl.store(statistics + features + columns, low, mask=first)
+    tl.store(statistics + 2 * features + columns, variance, mask=first)
+
+    scale = 1.0 / tl.sqrt(variance + constants[0])
+    gamma = tl.full((BLOCK_FEATURES,), 1.0, accumulator)
+    beta = tl.zeros((BLOCK_FEATURES,), accumulator)
+    if weight is not None:
+        gamma = _load_column(weight, columns, inside, accumulator)
+    if bias is not None:
+        beta = _load_column(bias, columns, inside, accumulator)
+    if partials is None:
+        _store_outputs(
+            outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside
+        )
+    else:
+        for tile in range(tiles):
+            rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
+            x = tl.load(inputs + rows * inputs_stride_sample, mask=exists & inside, other=0.0).to(accumulator)
+            _store_outputs(
+                outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside
+            )
+
+
+@triton.jit
+def _load_pair(
+    inputs,
+    grads,
+    inputs_stride_sample,
+    grads_stride_sample,
+    rows,
+    mask,
+    high,
+    low,
+    scale,
+    accumulator: tl.constexpr,
+):
+    """Normalised inputs x̂ and output gradients dy, both 0 where masked."""
+    x = tl.load(inputs + rows * inputs_stride_sample, mask=mask, other=0.0).to(accumulator)
+    dy = tl.load(grads + rows * grads_stride_sample, mask=mask, other=0.0).to(accumulator)
+    return tl.where(mask, ((x - high) - low) * scale, 0.0), dy
+
+
+@triton.jit
+def _load_statistics(statistics, features, columns, inside, eps):
+    high = tl.load(statistics + columns, mask=inside, other=0.0)
+    low = tl.load(statistics + features + columns, mask=inside, other=0.0)
+    variance = tl.load(statistics + 2 * features + columns, mask=inside, other=0.0)
+    return high, low, 1.0 / tl.sqrt(variance + eps)
+
+
+@triton.jit
+def batch_norm_backward_partial_kernel(
+    grads,
+    inputs,
+    statistics,
+    partials,
+    tiles: tl.int32,
+    splits: tl.int32,
+    samples: tl.int64,
+    features: tl.int64,
+    grads_stride_sample,
+    grads_stride_feature,
+    inputs_stride_sample,
+    inputs_stride_feature,
+    constants,
+    BLOCK_SAMPLES: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    """The sums of dy·x̂ and of dy over one split, as two planes of [splits, features]."""
+    accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
+    constants = launch.convert(constants, accumulator)
+    columns, inside = _columns(features, BLOCK_FEATURES)
+    high, low, scale = _load_statistics(statistics, features, columns, inside, constants[0])
+    inputs += columns * inputs_stride_feature
+    grads += columns * grads_stride_feature
+    grad_weight = tl.zeros((BLOCK_SAMPLES, BLOCK_FEATURES), accumulator)
+    grad_bias = tl.zeros((BLOCK_SAMPLES, BLOCK_FEATURES), accumulator)
+    for tile in range(tiles):
+        rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
+        normalised, dy = _load_pair(
+            inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale, accumulator
+        )  # fmt: skip
+        grad_weight += dy * normalised
+        grad_bias += dy
+    partials += tl.program_id(1).to(tl.int64) * features + columns
+    tl.store(partials, tl.sum(grad_weight, 0), mask=inside)
+    tl.store(partials + splits.to(tl.int64) * features, tl.sum(grad_bias, 0), mask=inside)
+
+
+@triton.jit
+def _store_grads(pointer, normalised, dy, scale, mean_grad, projection, mask):
+    dx = scale * (dy - mean_grad - normalised * projection)
+    tl.store(pointer, dx.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def batch_norm_backward_kernel(
+    grads,
+    inputs,
+    weight,
+    statistics,
+    partials,
+    grad_inputs,
+    grad_affine,
+    tiles: tl.int32,
+    splits: tl.int32,
+    samples: tl.int64,
+    features: tl.int64,
+    divisor: tl.int64,
+    grads_stride_sample,
+    grads_stride_feature,
+    inputs_stride_sample,
+    inputs_stride_feature,
+    outputs_stride_sample,
+    outputs_stride_feature,
+    constants,
+    BLOCK_SAMPLES: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    """Input gradients of one split; the sums come from the tile itself where there are no `partials`."""
+    accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
+    constants = launch.convert(constants, accumulator)
+    columns, inside = _columns(features, BLOCK_FEATURES)
+    high, low, scale = _load_statistics(statistics, features, columns, inside, constants[0])
+    inputs += columns * inputs_stride_feature
+    grads += columns * grads_stride_feature
+    grad_inputs += columns * outputs_stride_feature
+    if partials is None:
+        rows, exists = _rows(0, tiles, samples, BLOCK_SAMPLES)
+        normalised, dy = _load_pair(
+            inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale, accumulator
+        )  # fmt: skip
+        grad_weight = tl.sum(dy * normalised, 0)
+        grad_bias = tl.sum(dy, 0)
+    else:
+        partial_weight = _load_partials(
+            partials, 0, splits, features, columns, inside, accumulator, BLOCK_SPLITS
+        )
+        partial_bias = _load_partials(
+            partials, 1, splits, features, columns, inside, accumulator, BLOCK_SPLITS
+        )
+        grad_weight = tl.sum(partial_weight, 0)
+        grad_bias = tl.sum(partial_bias, 0)
+    first = inside & (tl.program_id(1) == 0)
+    tl.store(grad_affine + columns, grad_weight, mask=first)
+    tl.store(grad_affine + features + columns, grad_bias, mask=first)
+
+    mean_grad = grad_bias / samples.to(accumulator)
+    projection = grad_weight / divisor.to(accumulator)
+    factor = scale
+    if weight is not None:
+        factor = scale * _load_column(weight, columns, inside, accumulator)
+    if partials is None:
+        pointer = grad_inputs + rows * outputs_stride_sample
+        _store_grads(pointer, normalised, dy, factor, mean_grad, projection, exists & inside)
+    else:
+        for tile in range(tiles):
+            rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
+            normalised, dy = _load_pair(
+                inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale,
+                accumulator,
+            )  # fmt: skip
+            pointer = grad_inputs + rows * outputs_stride_sample
+            _store_grads(pointer, normalised, dy, factor, mean_grad, projection, exists & inside)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The elements that a program holds at a time, how many such tiles it takes in turn, and how many programs share a column."""
+
+    block_samples: int
+    block_features: int
+    tiles: int
+    splits: int
+    num_warps: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether one tile holds whole columns."""
+        return self.tiles == self.splits == 1
+
+    def grid(self, features: int) -> tuple[int, int]:
+        return triton.cdiv(features, self.block_features), self.splits
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "BLOCK_SAMPLES": self.block_samples,
+            "BLOCK_FEATURES": self.block_features,
+            "num_warps": self.num_warps,
+        }
+
+
+def choose_tile(samples: int, features: int, samples_adjacent: bool, dtype: torch.dtype) -> Tile:
+    """A tile with whole columns where that leaves accesses coalesced, else tiles that split the samples."""
+    whole = WHOLE // 2 if dtype == torch.float64 else WHOLE
+    tile, programs = (
+        (whole, 1) if launch.interpreted() else (TILE, PROGRAMS)
+    )  # interpreted programs cost the same
+    samples_ceiling, features_ceiling = triton.next_power_of_2(samples), triton.next_power_of_2(features)
+    narrowest = 1 if samples_adjacent else min(SECTOR // dtype.itemsize, features_ceiling)
+    block_features = min(max(tile // samples_ceiling, narrowest), features_ceiling)
+    if samples_ceiling * block_features <= whole:
+        return Tile(samples_ceiling, block_features, 1, 1, _num_warps(samples_ceiling * block_features))
+    block_features = 1 if samples_adjacent else min(32, features_ceiling)
+    block_samples = min(tile // block_features, samples_ceiling)
+    blocks = triton.cdiv(samples, block_samples)
+    splits = min(
+        blocks,
+        MAX_SPLITS,
+        max(math.isqrt(blocks), triton.cdiv(programs, triton.cdiv(features, block_features))),
+    )
+    tiles = triton.cdiv(blocks, splits)
+    return Tile(
+        block_samples,
+        block_features,
+        tiles,
+        triton.cdiv(blocks, tiles),
+        _num_warps(block_samples * block_features),
+    )
+
+
+def _num_warps(elements: int) -> int:
+    return min(max(elements // 512, 1), 16)
+
+
+def _tile_of(inputs: torch.Tensor) -> Tile:
+    samples_adjacent = inputs.stride(0) < inputs.stride(1)
+    return choose_tile(*inputs.shape, samples_adjacent, inputs.dtype)
+
+
+def forward(
+    inputs: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    outputs: torch.Tensor,
+    statistics: torch.Tensor,
+    eps: float,
+    divisor: int,
+) -> None:
+    """Fills `outputs` and `statistics`, the [3, features] high and low part of the mean and the variance.
+
+    Matrices are [samples, features]; `divisor` is that of the variance.
+    """
+    samples, features = inputs.shape
+    tile = _tile_of(inputs)
+    grid = tile.grid(features)
+    partials = None if tile.whole else statistics.new_empty(3, tile.splits, features)
+    sizes = (tile.tiles, tile.splits, samples, features)
+    with launch.device_of(inputs):
+        if partials is not None:
+            batch_norm_partial_kernel[grid](inputs, partials, *sizes, *inputs.stride(), **tile.options())
+        batch_norm_forward_kernel[grid](
+            inputs,
+            weight,
+            bias,
+            partials,
+            outputs,
+            statistics,
+            *sizes,
+            divisor,
+            *inputs.stride(),
+            *outputs.stride(),
+            launch.scalars(inputs.dtype, (eps,)),
+            BLOCK_SPLITS=triton.next_power_of_2(tile.splits),
+            **tile.options(),
+        )
+
+
+def backward(
+    grads: torch.Tensor,
+    inputs: torch.Tensor,
+    weight: torch.Tensor | None,
+    statistics: torch.Tensor,
+    grad_inputs: torch.Tensor,
+    grad_affine: torch.Tensor,
+    eps: float,
+    divisor: int,
+) -> None:
+    """Fills `grad_inputs` and `grad_affine`, the [2, features] gradients of weight and bias.
+
+    `divisor` is the one under the sum of dy·x̂ in the gradient of the inputs.
+    """
+    samples, features = inputs.shape
+    tile = _tile_of(inputs)
+    grid = tile.grid(features)
+    partials = None if tile.whole else statistics.new_empty(2, tile.splits, features)
+    sizes = (tile.tiles, tile.splits, samples, features)
+    constants = launch.scalars(inputs.dtype, (eps,))
+    with launch.device_of(inputs):
+        if partials is not None:
+            batch_norm_backward_partial_kernel[grid](
+                grads,
+                inputs,
+                statistics,
+                partials,
+                *sizes,
+                *grads.stride(),
+                *inputs.stride(),
+                constants,
+                **tile.options(),
+            )
+        batch_norm_backward_kernel[grid](
+            grads,
+            inputs,
+            weight,
+            statistics,
+            partials,
+            grad_inputs,
+            grad_affine,
+            *sizes,
+            divisor,
+            *grads.stride(),
+            *inputs.stride(),
+            *grad_inputs.stride(),
+            constants,
+            BLOCK_SPLITS=triton.next_power_of_2(tile.splits),
+            **tile.options(),
+        )

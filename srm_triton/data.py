@@ -1,0 +1,167 @@
+"""Data sets of the demonstration, and how an image becomes input to spiking layers."""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package `dataset-fashion-mnist` puts the files."""
+
+_IMAGES, _LABELS = 0x803, 0x801
+_FASHION_MNIST_SHAPE = (28, 28)
+_CLASSES = 10
+
+
+class DataError(ValueError):
+    """A data file holds something else than it should; the message names the file, what was found and what is expected."""
+
+
+class LabelledImages(NamedTuple):
+    """Grey images with their classes, split into training and test samples."""
+
+    train_images: Tensor
+    """float32 [samples, height, width], 0 … 1."""
+    train_labels: Tensor
+    """int64 [samples]."""
+    test_images: Tensor
+    """As `train_images`."""
+    test_labels: Tensor
+    """As `train_labels`."""
+    classes: int
+    """The number of classes; labels are 0 … classes − 1."""
+
+
+def load_digits() -> LabelledImages:
+    """Loads the 1797 handwritten digits that scikit-learn contains, 8×8 pixels: 1437 for training, 360 for testing.
+
+    The split is fixed and keeps the proportions of the classes.
+
+    Raises:
+        ModuleNotFoundError: without scikit-learn.
+
+    Example:
+        >>> load_digits().train_images.shape
+        torch.Size([1437, 8, 8])
+    """
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
+    digits = datasets.load_digits()
+    images = torch.from_numpy(digits.images).float() / 16
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    return LabelledImages(images[train], labels[train], images[test], labels[test], _CLASSES)
+
+
+def load_fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> LabelledImages:
+    """Loads Fashion-MNIST (or MNIST, which has the same format) from IDX files: 28×28 pixels, 60000 and 10000 samples.
+
+    Args:
+        folder: holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
+            ``t10k-labels-idx1-ubyte``, each plain or with the ending ``.gz``.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        DataError: if a file is not what its name says.
+    """
+    folder = Path(folder)
+    names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    paths = [_find(folder, name) for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: no {', '.join(missing)} (plain or .gz); Debian's package dataset-fashion-mnist installs them in "
+            f"{FASHION_MNIST_FOLDER}, https://github.com/zalandoresearch/fashion-mnist offers them for download"
+        )
+    train_images, train_labels, test_images, test_labels = (path for path in paths if path is not None)
+    train, test = _read_samples(train_images, train_labels), _read_samples(test_images, test_labels)
+    return LabelledImages(*train, *test, _CLASSES)
+
+
+def read_idx(path: Path, magic: int) -> Tensor:
+    """Reads an IDX file of unsigned bytes.
+
+    Args:
+        path: the file; one whose name ends in ``.gz`` is unpacked.
+        magic: the number that it must begin with; 0x803 stands for bytes in three dimensions, 0x801 in one.
+
+    Returns:
+        Its values, uint8, in the shape that the file states.
+
+    Raises:
+        OSError: if the file cannot be read.
+        DataError: if it is no such file, shorter or longer than its header says, or a damaged archive.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"{path}: expected a complete gzip archive, found a damaged one ({error})"
+            ) from error
+    rank = magic & 0xFF
+    header = 4 * (1 + rank)
+    if len(content) < header:
+        raise DataError(
+            f"{path}: expected an IDX header of {header} bytes, found a file of {len(content)} bytes"
+        )
+    found, *shape = struct.unpack(f">{1 + rank}I", content[:header])
+    if found != magic:
+        raise DataError(f"{path}: expected the IDX magic number {magic:#010x}, found {found:#010x}")
+    expected = header + math.prod(shape)
+    if len(content) != expected:
+        raise DataError(
+            f"{path}: expected {expected} bytes for the shape {shape}, found {len(content)} bytes"
+        )
+    if 0 in shape:
+        raise DataError(f"{path}: expected at least one sample and pixel, found the shape {shape}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)
+
+
+def encode_direct(images: Tensor, steps: int) -> Tensor:
+    """Direct encoding: the pixel's value is the constant input of every step.
+
+    Args:
+        images: [batch, ...].
+        steps: number of time steps, ≥ 1.
+
+    Returns:
+        [batch, time, ...], a view of `images`.
+
+    Raises:
+        ValueError: if `steps` is below 1.
+
+    Example:
+        >>> encode_direct(torch.rand(2, 8, 8), steps=5).shape
+        torch.Size([2, 5, 8, 8])
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return images[:, None].expand(-1, steps, *images.shape[1:])
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_samples(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
+    images, labels = read_idx(images_path, _IMAGES), read_idx(labels_path, _LABELS)
+    if images.shape[1:] != _FASHION_MNIST_SHAPE:
+        raise DataError(
+            f"{images_path}: expected images of 28×28 pixels, found {images.shape[1]}×{images.shape[2]}"
+        )
+    if len(images) != len(labels):
+        raise DataError(
+            f"{labels_path}: expected {len(images)} labels, as many as there are images in {images_path.name}, "
+            f"found {len(labels)}"
+        )
+    if labels.max() >= _CLASSES:
+        raise DataError(f"{labels_path}: expected labels from 0 to {_CLASSES - 1}, found {labels.max()}")
+    return images.float() / 255, labels.long()

@@ -1,0 +1,303 @@
+"""Batch normalisation of a matrix over one of its axes, as layers apply it to data and to their weights.
+
+A matrix x of M samples for each of C features, scale γ and shift β a feature; over the samples of each feature:
+
+    μ = mean(x)    v = Σ(x − μ)²/(M − correction)    x̂ = (x − μ)/√(v + eps)    y = x̂·γ + β
+
+Backward, from dy = ∂L/∂y, with d = M − correction:
+
+    dβ = Σ dy      dγ = Σ dy·x̂      dx = γ/√(v + eps) · (dy − mean(dy) − x̂·Σ(dy·x̂)/d)
+
+Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
+ICML 2015, with a choice of correction. The published code of the event-driven layers (see `srm_scan`) has correction = 1
+but d = M, which is not the gradient of its own forward; ``gradient="seed"`` repeats it.
+
+μ is kept as an unevaluated sum of a high and a low part, so that x − μ = (x − high) − low stays exact where the mean is
+large; the backward needs x, γ and, for each feature, these two and v.
+"""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from srm_triton.backend import requested_backend, resolve_backend
+from srm_triton.checks import check_size, check_tensor
+
+Gradient = Literal["exact", "seed"]
+
+# Eager reference, on x as [samples, features]
+
+
+def _reference_forward(
+    inputs: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    outputs: Tensor,
+    statistics: Tensor,
+    eps: float,
+    divisor: int,
+) -> None:
+    x = inputs.to(statistics.dtype)
+    high = x.mean(0)
+    centred = x - high
+    low = centred.mean(0)
+    centred -= low
+    variance = centred.square().sum(0) / divisor
+    y = centred / (variance + eps).sqrt()
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    outputs.copy_(y)
+    torch.stack((high, low, variance), out=statistics)
+
+
+def _reference_backward(
+    grad_outputs: Tensor,
+    inputs: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    grad_inputs: Tensor,
+    grad_affine: Tensor,
+    eps: float,
+    divisor: int,
+) -> None:
+    high, low, variance = statistics
+    deviation = (variance + eps).sqrt()
+    dy = grad_outputs.to(statistics.dtype)
+    normalised = (inputs.to(statistics.dtype) - high - low) / deviation
+    grad_weight = (dy * normalised).sum(0)
+    grad_bias = dy.sum(0)
+    scale = 1 / deviation if weight is None else weight / deviation
+    grad_inputs.copy_(scale * (dy - grad_bias / len(inputs) - normalised * (grad_weight / divisor)))
+    torch.stack((grad_weight, grad_bias), out=grad_affine)
+
+
+# Custom ops
+
+
+@torch.library.custom_op("srm_triton::batch_norm", mutates_args=(), device_types=("cpu", "cuda"))
+def _normalise(
+    inputs: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dim: int,
+    eps: float,
+    correction: int,
+    gradient_correction: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Outputs and statistics: the high and low part of the mean and the variance of each feature, [3, features]."""
+    outputs, statistics = _allocate(inputs, weight, bias, dim, eps, correction, gradient_correction, backend)
+    if inputs.numel() == 0:
+        return outputs, statistics
+    x, y = inputs.movedim(dim, 0), outputs.movedim(dim, 0)
+    if resolve_backend(inputs.device, backend) == "triton":
+        from srm_triton.kernels import batch_norm as kernel
+
+        weight, bias = _contiguous(weight), _contiguous(bias)
+        kernel.forward(x, weight, bias, y, statistics, eps, len(x) - correction)
+    else:
+        _reference_forward(x, weight, bias, y, statistics, eps, len(x) - correction)
+    return outputs, statistics
+
+
+@_normalise.register_fake
+def _allocate(
+    inputs: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dim: int,
+    eps: float,
+    correction: int,
+    gradient_correction: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(inputs), inputs.new_empty((3, inputs.shape[1 - dim]), dtype=_accumulator(inputs))
+
+
+@torch.library.custom_op("srm_triton::batch_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _backward(
+    grad_outputs: Tensor,
+    inputs: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    dim: int,
+    eps: float,
+    gradient_correction: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the inputs and, as [2, features], of weight and bias."""
+    grad_inputs, grad_affine = _allocate_backward(
+        grad_outputs, inputs, weight, statistics, dim, eps, gradient_correction, backend
+    )
+    if inputs.numel() == 0:
+        return grad_inputs, grad_affine
+    dy, x, dx = (matrix.movedim(dim, 0) for matrix in (grad_outputs, inputs, grad_inputs))
+    if resolve_backend(inputs.device, backend) == "triton":
+        from srm_triton.kernels import batch_norm as kernel
+
+        weight = _contiguous(weight)
+        kernel.backward(dy, x, weight, statistics, dx, grad_affine, eps, len(x) - gradient_correction)
+    else:
+        _reference_backward(dy, x, weight, statistics, dx, grad_affine, eps, len(x) - gradient_correction)
+    return grad_inputs, grad_affine
+
+
+@_backward.register_fake
+def _allocate_backward(
+    grad_outputs: Tensor,
+    inputs: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    dim: int,
+    eps: float,
+    gradient_correction: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(inputs), statistics.new_empty((2, inputs.shape[1 - dim]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    matrix, weight, bias, ctx.dim, ctx.eps, _, ctx.gradient_correction, ctx.backend = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(matrix, weight, output[1])
+
+
+def _differentiate(ctx: Any, grad_outputs: Tensor, grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
+    inputs, weight, statistics = ctx.saved_tensors
+    grad_inputs, grad_affine = _backward(
+        grad_outputs, inputs, weight, statistics, ctx.dim, ctx.eps, ctx.gradient_correction, ctx.backend
+    )
+    grad_weight = None if weight is None else grad_affine[0].to(weight.dtype)
+    grad_bias = None if ctx.bias_dtype is None else grad_affine[1].to(ctx.bias_dtype)
+    return grad_inputs, grad_weight, grad_bias, None, None, None, None, None
+
+
+_normalise.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _accumulator(inputs: Tensor) -> torch.dtype:
+    return torch.float64 if inputs.dtype == torch.float64 else torch.float32
+
+
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+# Public function
+
+
+def batch_norm(
+    inputs: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    dim: int = 0,
+    eps: float = 1e-5,
+    correction: int = 1,
+    gradient: Gradient = "exact",
+) -> Tensor:
+    """Normalises a matrix over one axis to mean 0 and variance 1, then scales and shifts it; see the module's equations.
+
+    Args:
+        inputs: the matrix, float64, float32, float16 or bfloat16, any strides. It is computed in float64 for float64, else
+            in float32.
+        weight: scale γ, [inputs.shape[1 - dim]], in the dtype of `inputs` or in float32 for half-precision inputs; None
+            stands for 1.
+        bias: shift β, as `weight`; None stands for 0.
+        dim: the axis to normalise over. 0 normalises each column of [samples, features]; 1 each row, such as a weight
+            [out_features, in_features] over its fan-in, in its own memory order.
+        eps: what is added to the variance, positive.
+        correction: 1 divides the squared deviations by one less than their number, 0 by their number.
+        gradient: ``"exact"`` for the derivative; ``"seed"`` for the published formula, which takes it as if `correction`
+            were 0.
+
+    Returns:
+        The normalised matrix, in the shape and dtype of `inputs`; empty where there are no features. A NaN or infinite
+        value makes NaN of its own feature only. A feature of equal values becomes its bias.
+
+    Raises:
+        TypeError: if a tensor has an unsupported dtype, or weight or bias one that does not go with that of `inputs`, or
+            if `eps` is not a number.
+        ValueError: for another rank, length, device, or option; if the axis holds `correction` values or fewer.
+
+    Example:
+        >>> batch_norm(torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]))
+        tensor([[-1.,  0.],
+                [ 0.,  0.],
+                [ 1.,  0.]])
+    """
+    return _checked_normalise(inputs, weight, bias, dim, eps, correction, gradient)[0]
+
+
+def batch_norm_with_statistics(
+    inputs: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    dim: int = 0,
+    eps: float = 1e-5,
+    correction: int = 1,
+    gradient: Gradient = "exact",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the result of `batch_norm`, and the mean and variance that it used; for layers that keep running ones.
+
+    Mean and variance have the shape [inputs.shape[1 - dim]], are float64 for float64 inputs, else float32, and carry no
+    gradient.
+    """
+    outputs, statistics = _checked_normalise(inputs, weight, bias, dim, eps, correction, gradient)
+    high, low, variance = statistics.detach()
+    return outputs, high + low, variance
+
+
+def _checked_normalise(
+    inputs: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dim: int,
+    eps: float,
+    correction: int,
+    gradient: Gradient,
+) -> tuple[Tensor, Tensor]:
+    check_tensor("inputs", inputs, "[rows, columns]")
+    _check_option("dim", dim, (0, 1))
+    _check_option("correction", correction, (0, 1))
+    _check_option("gradient", gradient, get_args(Gradient))
+    if not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps must be positive and finite, got {eps}")
+    _check_vector("weight", weight, inputs, 1 - dim)
+    _check_vector("bias", bias, inputs, 1 - dim)
+    if inputs.shape[dim] <= correction:
+        raise ValueError(
+            f"inputs must have more than correction = {correction} entries on axis dim = {dim} for a variance, "
+            f"got {list(inputs.shape)}"
+        )
+    gradient_correction = correction if gradient == "exact" else 0
+    outputs, statistics = _normalise(
+        inputs, weight, bias, dim, float(eps), correction, gradient_correction, requested_backend()
+    )
+    return outputs, statistics
+
+
+def _check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def _check_vector(name: str, vector: Tensor | None, inputs: Tensor, axis: int) -> None:
+    if vector is None:
+        return
+    check_tensor(name, vector, "[features]")
+    check_size(name, vector, 0, inputs.shape[axis], f"axis {axis} of inputs")
+    if vector.dtype not in (inputs.dtype, _accumulator(inputs)):
+        allowed = " or ".join(dict.fromkeys(str(dtype) for dtype in (inputs.dtype, _accumulator(inputs))))
+        raise TypeError(
+            f"{name} must have the dtype {allowed} (inputs are {inputs.dtype}), got {vector.dtype}"
+        )
+    if vector.device != inputs.device:
+        raise ValueError(f"{name} must be on the device of inputs, {inputs.device}, got {vector.device}")
