@@ -11,6 +11,4 @@ What every kernel here keeps to:
 - A launcher checks nothing about its arguments: the operation in `srm_triton.ops` has done so.
 """
 
-SRM_SCAN_CHUNK = (
-    16  # steps held in registers; the Triton backward restarts from a state stored once per chunk
-)
+SRM_SCAN_CHUNK = 16  # steps held in registers; the Triton backward restarts from a state stored once per chunk

@@ -22,9 +22,7 @@ def _neurons(outer, inner, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr)
 
 
 @triton.jit
-def _load_chunk(
-    pointer, stride, steps_left, accumulator: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr
-):
+def _load_chunk(pointer, stride, steps_left, accumulator: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr):
     values = ()
     for k in tl.static_range(CHUNK):
         value = tl.load(pointer, mask=steps_left > (0 if WHOLE else k), other=0.0)
@@ -127,7 +125,7 @@ def srm_scan_backward_kernel(
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
     constants = launch.convert(constants, accumulator)
-    membrane_decay, synapse_decay, gradient_decay, amplitude, threshold = constants
+    membrane_decay, synapse_decay, gradient_decay, amplitude, _ = constants
     rise, smallest_change, smallest_trace = launch.convert(gradient_constants, accumulator)
     rows, columns, inside = _neurons(outer, inner, BLOCK_OUTER, BLOCK_INNER)
     start = (chunks - 1).to(tl.int64) * CHUNK
@@ -170,9 +168,7 @@ def srm_scan_backward_kernel(
             change = u - previous
             slope = tl.where(change >= 0.0, 1.0 / tl.maximum(change, smallest_change), 0.0)
             weight_slopes = weight_slopes + (tl.where(valid, tl.where(event, slope, -1.0), -2.0),)
-            time_slopes = time_slopes + (
-                tl.where(trace >= 0.0, 1.0 / tl.maximum(trace, smallest_trace), 0.0),
-            )
+            time_slopes = time_slopes + (tl.where(trace >= 0.0, 1.0 / tl.maximum(trace, smallest_trace), 0.0),)
             output += time_stride
 
         for k in tl.static_range(CHUNK - 1, -1, -1):

@@ -25,9 +25,7 @@ def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
-        raise TypeError(
-            f"{name} must have one of the dtypes {allowed}, got {str(value.dtype).removeprefix('torch.')}"
-        )
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {str(value.dtype).removeprefix('torch.')}")
     if value.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(f"{name} must be on a cpu or cuda (NVIDIA or ROCm) device, got {value.device}")
     if axes is not None:
@@ -45,13 +43,9 @@ def check_same(name: str, value: Tensor, reference_name: str, reference: Tensor)
         ValueError: if the devices differ.
     """
     if value.dtype != reference.dtype:
-        raise TypeError(
-            f"{name} must have the dtype of {reference_name}, {reference.dtype}, got {value.dtype}"
-        )
+        raise TypeError(f"{name} must have the dtype of {reference_name}, {reference.dtype}, got {value.dtype}")
     if value.device != reference.device:
-        raise ValueError(
-            f"{name} must be on the device of {reference_name}, {reference.device}, got {value.device}"
-        )
+        raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {value.device}")
 
 
 def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> None:
@@ -61,9 +55,7 @@ def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> 
         ValueError: if it differs from `size`; `meaning` says where the allowed size comes from.
     """
     if value.shape[axis] != size:
-        raise ValueError(
-            f"{name} must have {size} entries on axis {axis} ({meaning}), got {list(value.shape)}"
-        )
+        raise ValueError(f"{name} must have {size} entries on axis {axis} ({meaning}), got {list(value.shape)}")
 
 
 def time_axes(batch_first: bool, rest: str) -> str:

@@ -150,9 +150,7 @@ class srmLinearFunc(torch.autograd.Function):
         if bn_weight is not None and bn_bias is not None:
             effective, normx, varx = BN1dForward(weight.t(), bn_weight, bn_bias, eps)
         spikes, delta_ut, delta_u = srmNeuronFunc.forward(inputs.matmul(effective), taum, taus, e_taug, v_th)
-        ctx.save_for_backward(
-            inputs, effective, bn_weight, normx, varx, spikes, delta_ut, delta_u, epsw, epst
-        )
+        ctx.save_for_backward(inputs, effective, bn_weight, normx, varx, spikes, delta_ut, delta_u, epsw, epst)
         ctx.eps = float(eps)
         return spikes
 
@@ -165,9 +163,7 @@ class srmLinearFunc(torch.autograd.Function):
         grad_weight = grad_w.flatten(0, 1).t() @ inputs.flatten(0, 1)
         grad_bn_weight = grad_bn_bias = None
         if bn_weight is not None:
-            grad_x, grad_bn_weight, grad_bn_bias = BN1dBackward(
-                grad_weight.t(), normx, varx, ctx.eps, bn_weight
-            )
+            grad_x, grad_bn_weight, grad_bn_bias = BN1dBackward(grad_weight.t(), normx, varx, ctx.eps, bn_weight)
             grad_weight = grad_x.t()
         return grad_inputs, grad_weight, grad_bn_weight, grad_bn_bias, *[None] * 7
 
@@ -201,9 +197,7 @@ class _SeedLayer(nn.Module):
         if self.bn_weight is None:
             return self.weight
         eps = float(self.eps)
-        rows = batch_norm(
-            self.weight.flatten(1), self.bn_weight, self.bn_bias, dim=1, eps=eps, gradient="seed"
-        )
+        rows = batch_norm(self.weight.flatten(1), self.bn_weight, self.bn_bias, dim=1, eps=eps, gradient="seed")
         return rows.view_as(self.weight)
 
 

@@ -2,7 +2,6 @@
 
 import math
 
-
 import torch
 from torch import Tensor, nn
 
@@ -65,9 +64,7 @@ def calibrate_gain(
         layer.norm_weight.copy_(initial * high)
         if rate() == 0:
             layer.norm_weight.copy_(initial)
-            raise ValueError(
-                f"layer {name!r} stays silent at {high:g} times its gain: inputs do not drive it"
-            )
+            raise ValueError(f"layer {name!r} stays silent at {high:g} times its gain: inputs do not drive it")
         while high / low > 1 + tolerance:
             factor = math.sqrt(low * high)
             layer.norm_weight.copy_(initial * factor)

@@ -11,7 +11,7 @@ from srm_triton.checks import check_tensor, time_axes
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
 from srm_triton.ops.spiking_affine import LabelledSpikes, srm_conv2d, srm_linear
 from srm_triton.ops.srm_scan import srm_scan
-from srm_triton.parameters import SRMParameters
+from srm_triton.parameters import SRMParameters, check_parameters
 
 
 class SRMNeuron(nn.Module):
@@ -36,7 +36,7 @@ class SRMNeuron(nn.Module):
 
     def __init__(self, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> None:
         super().__init__()
-        self.neuron = _neuron(parameters)
+        self.neuron = check_parameters(parameters)
         self.batch_first = batch_first
 
     def forward(self, current: Tensor) -> Tensor:
@@ -67,12 +67,10 @@ class SRMLayer(nn.Module):
             raise ValueError(f"the sizes of the weight must be positive, got {list(weight_shape)}")
         fan_in = torch.Size(weight_shape[1:]).numel()
         if weight_norm and fan_in < 2:
-            raise ValueError(
-                f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False"
-            )
+            raise ValueError(f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False")
         if not 0 <= time_gradient_scale < float("inf"):
             raise ValueError(f"time_gradient_scale must be finite and ≥ 0, got {time_gradient_scale}")
-        self.neuron = _neuron(parameters)
+        self.neuron = check_parameters(parameters)
         self.eps = eps
         self.time_gradient_scale = time_gradient_scale
         self.batch_first = batch_first
@@ -249,9 +247,7 @@ class SRMConv2d(SRMLayer):
 
     def extra_repr(self) -> str:
         """Sizes and constants, as the module prints them."""
-        convolution = (
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
-        )
+        convolution = f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
         return f"{super().extra_repr()}, {convolution}"
 
 
@@ -354,14 +350,10 @@ class BatchNorm1d(nn.BatchNorm1d):
         self._check_input_dim(inputs)
         check_tensor("inputs", inputs)
         if inputs.shape[1] != self.num_features:
-            raise ValueError(
-                f"inputs must have {self.num_features} features on axis 1, got {list(inputs.shape)}"
-            )
+            raise ValueError(f"inputs must have {self.num_features} features on axis 1, got {list(inputs.shape)}")
         samples = inputs.movedim(1, -1).reshape(-1, self.num_features)
         if self.training and samples.shape[0] == 1:
-            raise ValueError(
-                f"training needs more than one value per feature, got inputs of {list(inputs.shape)}"
-            )
+            raise ValueError(f"training needs more than one value per feature, got inputs of {list(inputs.shape)}")
         outputs, mean, variance = batch_norm_with_statistics(
             samples, self.weight, self.bias, dim=0, eps=self.eps, correction=0
         )
@@ -370,18 +362,8 @@ class BatchNorm1d(nn.BatchNorm1d):
         return outputs.unflatten(0, (inputs.shape[0], *inputs.shape[2:])).movedim(-1, 1)
 
     def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert (
-            self.running_mean is not None
-            and self.running_var is not None
-            and self.num_batches_tracked is not None
-        )
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), momentum)
-
-
-def _neuron(parameters: SRMParameters | None) -> SRMParameters:
-    if parameters is not None and not isinstance(parameters, SRMParameters):
-        raise TypeError(f"parameters must be SRMParameters or None, got {type(parameters).__name__}")
-    return SRMParameters() if parameters is None else parameters

@@ -37,9 +37,7 @@ class SRMParameters:
             value = getattr(self, field.name)
             lower = 1 if field.name.startswith("tau") else 0
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(
-                    f"{field.name} must be a number, got {value!r} of type {type(value).__name__}"
-                )
+                raise TypeError(f"{field.name} must be a number, got {value!r} of type {type(value).__name__}")
             if not (math.isfinite(value) and value > lower):
                 raise ValueError(f"{field.name} must be finite and > {lower}, got {value}")
         if self.tau_m == self.tau_s:
@@ -52,7 +50,7 @@ class SRMParameters:
 
     @property
     def amplitude(self) -> float:
-        """c = τ_m / (τ_m − τ_s), the factor between the states' difference and the membrane potential."""
+        """C = τ_m / (τ_m − τ_s), the factor between the states' difference and the membrane potential."""
         return self.tau_m / (self.tau_m - self.tau_s)
 
     @property
@@ -70,3 +68,16 @@ class SRMParameters:
             float(self.membrane_slope_limit),
             float(self.gradient_slope_limit),
         ]
+
+
+def check_parameters(parameters: SRMParameters | None) -> SRMParameters:
+    """Returns the constants, the default ones for None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if parameters is None:
+        return SRMParameters()
+    if not isinstance(parameters, SRMParameters):
+        raise TypeError(f"parameters must be SRMParameters or None, got {type(parameters).__name__}")
+    return parameters

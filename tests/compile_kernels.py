@@ -38,9 +38,7 @@ def compiling(target: GPUTarget, compiled: list[tuple[str, object]]) -> Iterator
         kwargs.setdefault("debug", False)
         binder = create_function_from_signature(kernel.signature, kernel.params, backend)
         bound, specialization, options = binder(*args, **kwargs)
-        options, signature, constants, attributes = kernel._pack_args(
-            backend, kwargs, bound, specialization, options
-        )
+        options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, options)
         source = ASTSource(kernel, signature, constants, attributes)
         compiled.append((kernel.fn.__name__, triton.compile(source, target=target, options=options.__dict__)))
 
@@ -93,12 +91,8 @@ def resources(name: str, target: str, kernel) -> dict:
         usage = subprocess.run(
             [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         )
-        code = subprocess.run(
-            [tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
-        )
-    registers, stack, local = (
-        int(re.search(rf"{key}:(\d+)", usage.stdout)[1]) for key in ("REG", "STACK", "LOCAL")
-    )
+        code = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage.stdout)[1]) for key in ("REG", "STACK", "LOCAL"))
     return {
         "kernel": name,
         "registers": registers,

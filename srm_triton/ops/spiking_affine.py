@@ -21,7 +21,7 @@ from torch import Tensor
 from srm_triton.backend import requested_backend
 from srm_triton.checks import check_same, check_size, check_tensor, time_axes
 from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
-from srm_triton.parameters import SRMParameters
+from srm_triton.parameters import SRMParameters, check_parameters
 
 LABEL_SPIKE_RISE = 0.05
 
@@ -55,9 +55,7 @@ class _Conv2d:
     groups: int
 
     def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        images = F.conv2d(
-            inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation, self.groups
-        )
+        images = F.conv2d(inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation, self.groups)
         return images.unflatten(0, inputs.shape[:2])
 
     def weight_gradient(self, grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -67,9 +65,7 @@ class _Conv2d:
         images = self._gradients(grad, inputs, weight, (True, False, False))[0]
         return images.unflatten(0, inputs.shape[:2]) * inputs
 
-    def _gradients(
-        self, grad: Tensor, inputs: Tensor, weight: Tensor, which: tuple[bool, ...]
-    ) -> Sequence[Tensor]:
+    def _gradients(self, grad: Tensor, inputs: Tensor, weight: Tensor, which: tuple[bool, ...]) -> Sequence[Tensor]:
         gradients: Sequence[Tensor] = torch.ops.aten.convolution_backward(
             grad.flatten(0, 1), inputs.flatten(0, 1), weight, None, self.stride, self.padding, self.dilation,
             False, (0, 0), self.groups, which,
@@ -90,12 +86,10 @@ class _SpikingAffine(torch.autograd.Function):
         time_gradient_scale: float,
         keep: bool,
         backend: str,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         current = affine.forward(inputs, weight)
         spikes, states = scan_forward(current, parameters, time_axis, keep)
-        training_spikes = (
-            None if labels is None else _add_label_spike(spikes, current, labels, parameters, time_axis)
-        )
+        training_spikes = None if labels is None else _add_label_spike(spikes, current, labels, parameters, time_axis)
         ctx.save_for_backward(inputs, weight, current, states, training_spikes)
         ctx.constants = affine, parameters, time_axis, time_gradient_scale, backend
         if training_spikes is None:
@@ -151,7 +145,7 @@ def _apply(
         weight,
         labels,
         affine,
-        SRMParameters() if parameters is None else parameters,
+        check_parameters(parameters),
         1 if batch_first else 0,
         time_gradient_scale,
         keep,
@@ -195,9 +189,7 @@ def srm_linear(
     if labels is None:
         return _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)
     _check_labels(labels, inputs.shape[0 if batch_first else 1], weight.shape[0])
-    training_spikes, spikes = _apply(
-        inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first
-    )
+    training_spikes, spikes = _apply(inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first)
     return LabelledSpikes(spikes, training_spikes)
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_tensor, time_axes
 from srm_triton.kernels import SRM_SCAN_CHUNK
-from srm_triton.parameters import SRMParameters
+from srm_triton.parameters import SRMParameters, check_parameters
 
 # Eager reference
 
@@ -147,9 +147,7 @@ def _allocate_scan(
 
 
 @torch.library.custom_op("srm_triton::srm_trace", mutates_args=(), device_types=("cpu", "cuda"))
-def _trace(
-    current: Tensor, parameters: Sequence[float], time_axis: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def _trace(current: Tensor, parameters: Sequence[float], time_axis: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, membrane potential and gradient trace."""
     spikes, membrane, gradient_trace = _allocate_trace(current, parameters, time_axis, backend)
     p = SRMParameters(*parameters)
@@ -289,9 +287,7 @@ def srm_scan(current: Tensor, parameters: SRMParameters | None = None, *, batch_
     return scan_forward(current, parameters, time_axis, keep_states)[0]
 
 
-def srm_trace(
-    current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True
-) -> SRMTrace:
+def srm_trace(current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> SRMTrace:
     """Runs SRM neurons and records what happens at each step, for plots and analysis; no gradient passes.
 
     Args:
@@ -313,10 +309,9 @@ def srm_trace(
     parameters, time_axis = _check(current, parameters, batch_first)
     values = _trace(current.detach(), parameters.to_list(), time_axis, requested_backend())
     spikes, membrane, gradient_trace = values
-    before = membrane.narrow(time_axis, 0, max(membrane.shape[time_axis] - 1, 0))
-    fired = spikes.narrow(time_axis, 0, before.shape[time_axis]) != 0
+    before = membrane.masked_fill(spikes != 0, 0).movedim(time_axis, 0)[:-1]
     membrane_change = membrane.clone()
-    membrane_change.narrow(time_axis, 1, before.shape[time_axis]).sub_(before.masked_fill(fired, 0))
+    membrane_change.movedim(time_axis, 0)[1:] -= before
     return SRMTrace(spikes, membrane, membrane_change, gradient_trace)
 
 
@@ -348,4 +343,4 @@ def scan_backward(
 
 def _check(current: Tensor, parameters: SRMParameters | None, batch_first: bool) -> tuple[SRMParameters, int]:
     check_tensor("current", current, time_axes(batch_first, "..."))
-    return SRMParameters() if parameters is None else parameters, 1 if batch_first else 0
+    return check_parameters(parameters), 1 if batch_first else 0
