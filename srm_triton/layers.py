@@ -68,6 +68,8 @@ class SRMLayer(nn.Module):
         fan_in = torch.Size(weight_shape[1:]).numel()
         if weight_norm and fan_in < 2:
             raise ValueError(f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False")
+        if not 0 < eps < float("inf"):
+            raise ValueError(f"eps must be finite and > 0, got {eps}")
         if not 0 <= time_gradient_scale < float("inf"):
             raise ValueError(f"time_gradient_scale must be finite and ≥ 0, got {time_gradient_scale}")
         self.neuron = check_parameters(parameters)
