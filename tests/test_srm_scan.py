@@ -163,6 +163,20 @@ class TestSpecialCurrents:
         assert weight_path.flatten().tolist() == pytest.approx(expected, rel=1e-15)
         assert time_path.isfinite().all()
 
+    def test_a_potential_at_the_threshold_does_not_fire(self, backend, device):
+        current = torch.tensor([[1.0, 0.0]], device=device)
+        for threshold, fires in ((0.5, 0.0), (0.5 - 2**-25, 1.0)):  # u = 0.5 exactly
+            with use_backend(backend):
+                spikes = srm_scan(current, SRMParameters(tau_m=4.0, tau_s=2.0, threshold=threshold))
+            assert spikes[0, 0] == fires
+
+    def test_slopes_of_zero_at_an_event(self, backend, device):
+        current = torch.zeros(1, 1, 1, dtype=torch.float64, device=device)
+        one = torch.ones_like(current)
+        weight_path, time_path = gradients(one, current, backend, events=one)
+        assert weight_path.item() == pytest.approx(-4 / 3, rel=1e-15)
+        assert time_path.item() == pytest.approx(123456789 * 0.6, rel=1e-15)
+
     def test_slope_limits(self, backend, device):
         parameters = SRMParameters(threshold=0.01, membrane_slope_limit=2.0, gradient_slope_limit=3.0)
         current = torch.full((1, 1, 1), 0.1, dtype=torch.float64, device=device)

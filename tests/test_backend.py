@@ -1,0 +1,130 @@
+"""Which implementation runs, and that a machine without Triton can do without."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from triton import language as tl
+
+from srm_triton import SRMLinear, batch_norm, srm_scan, use_backend
+from srm_triton.backend import requested_backend, resolve_backend
+from srm_triton.kernels import batch_norm as batch_norm_kernels
+from srm_triton.kernels import launch
+from srm_triton.kernels import srm_scan as scan_kernels
+
+
+@pytest.fixture
+def launches(monkeypatch) -> list[str]:
+    """Names of the launchers as they are called."""
+    called: list[str] = []
+    for module in (scan_kernels, batch_norm_kernels):
+        for name in ("forward", "backward"):
+            original = getattr(module, name)
+            label = f"{module.__name__.rpartition('.')[2]}.{name}"
+            monkeypatch.setattr(
+                module, name, lambda *a, original=original, label=label: called.append(label) or original(*a)
+            )
+    return called
+
+
+def test_each_backend_runs_its_own_implementation(launches, device):
+    matrix = torch.rand(6, 4, device=device, requires_grad=True)
+    for backend, kernels_run in (("reference", False), ("triton", True), ("auto", device.type == "cuda")):
+        launches.clear()
+        with use_backend(backend):
+            spikes = srm_scan(matrix)
+            outputs = batch_norm(matrix)
+        (spikes.sum() + outputs.sum()).backward()  # the backward remembers, outside the block
+        expected = ["srm_scan.forward", "batch_norm.forward", "batch_norm.backward", "srm_scan.backward"]
+        assert sorted(launches) == (sorted(expected) if kernels_run else [])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_code_follows_the_override(launches):
+    layer = torch.compile(SRMLinear(5, 3), fullgraph=True, backend="aot_eager")
+    for backend, kernels_run in (("reference", False), ("triton", True), ("reference", False)):
+        launches.clear()
+        with use_backend(backend):
+            layer(torch.rand(2, 4, 5)).sum().backward()
+        assert bool(launches) == kernels_run
+
+
+def test_overrides_nest_and_end():
+    with use_backend("reference"):
+        with pytest.raises(KeyError), use_backend("triton"):
+            assert requested_backend() == "triton"
+            raise KeyError
+        assert requested_backend() == "reference"
+    assert requested_backend() == "auto"
+
+
+def test_a_second_thread_is_told():
+    errors = []
+
+    def override() -> None:
+        try:
+            with use_backend("triton"):
+                pass
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with use_backend("reference"):
+        thread = threading.Thread(target=override)
+        thread.start()
+        thread.join()
+    assert errors == ["use_backend is active in another thread; it holds for the whole process"]
+    override()
+    assert len(errors) == 1
+
+
+def test_devices():
+    assert resolve_backend(torch.device("cuda"), "auto") == "triton"
+    assert resolve_backend(torch.device("cpu"), "auto") == "reference"
+    assert resolve_backend(torch.device("cuda"), "reference") == "reference"
+    with pytest.raises(ValueError, match=r"tensors must be on a cpu or cuda \(NVIDIA or ROCm\) device, got mps"):
+        resolve_backend(torch.device("mps"), "auto")
+
+
+def test_a_tensor_on_another_device():
+    class Elsewhere(torch.Tensor):
+        device = torch.device("xla")
+
+    with pytest.raises(ValueError, match=r"current must be on a cpu or cuda \(NVIDIA or ROCm\) device, got xla"):
+        srm_scan(torch.ones(1, 2).as_subclass(Elsewhere))
+
+
+def test_float64_constants_reach_kernels_whole():
+    """Triton passes a run-time float as float32; the interpreter, which does not, cannot show it."""
+    (value,) = launch.scalars(torch.float64, (0.1,))
+    assert isinstance(value, tl.constexpr) and value.value == 0.1
+    assert launch.scalars(torch.float32, (0.1,)) == (0.1,)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_a_machine_without_triton():
+    process = run_python(
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, srm_triton, srm_triton.compat\n"
+        "layer = srm_triton.SRMLinear(3, 2)\n"
+        "layer(torch.ones(1, 4, 3)).sum().backward()\n"
+        "assert layer.weight.grad is not None\n"
+    )
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are not interpreted")
+def test_triton_on_cpu_tensors_without_the_interpreter():
+    process = run_python(
+        "import torch, srm_triton\nwith srm_triton.use_backend('triton'):\n    srm_triton.srm_scan(torch.ones(1, 2))\n"
+    )
+    assert process.returncode == 1
+    assert "RuntimeError: backend 'triton' runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1" in (
+        process.stderr
+    )
