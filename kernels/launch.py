@@ -33,7 +33,7 @@ def convert(values, dtype: tl.constexpr):
 
 
 def scalars(dtype: torch.dtype, values: tuple[float, ...]) -> tuple:
-    """Floats as kernel arguments; Triton passes a run-time float as float32, so float64 needs compile-time constants."""
+    """Floats as kernel arguments; as Triton passes run-time floats in float32, float64 needs compile-time constants."""
     return tuple(map(tl.constexpr, values)) if dtype == torch.float64 else values
 
 

@@ -1,7 +1,7 @@
 """Which implementation runs: PyTorch's dispatcher decides, and one context manager can override it.
 
-Every operation is a PyTorch custom op. Its CPU implementation is the eager reference, its CUDA implementation (NVIDIA and
-ROCm) launches the Triton kernel. `use_backend` overrides the choice to compare the two on one machine.
+Every operation is a PyTorch custom op. Its CPU implementation is the eager reference, its CUDA implementation (NVIDIA
+and ROCm) launches the Triton kernel. `use_backend` overrides the choice to compare the two on one machine.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 
 Backend = Literal["auto", "reference", "triton"]
 
-# Process-wide, like the flags of torch.backends: torch.compile guards on a module's globals, so compiled models follow it.
+# Process-wide, like torch.backends' flags: torch.compile guards on a module's globals, so compiled models follow it.
 _override: Backend = "auto"
 _override_lock = threading.RLock()
 
@@ -22,13 +22,13 @@ _override_lock = threading.RLock()
 def use_backend(name: Backend) -> Iterator[None]:
     """Chooses the implementation of every srm_triton operation within a `with` block.
 
-    The choice is made when an operation runs forward; its backward uses the same one. It holds for the whole process, so a
-    second thread that asks for an override at the same time gets an error.
+    The choice is made when an operation runs forward; its backward uses the same one. It holds for the whole process,
+    so a second thread that asks for an override at the same time gets an error.
 
     Args:
         name: ``"auto"`` (the eager reference for CPU tensors, Triton for GPU tensors), ``"reference"`` or ``"triton"``.
-            Triton on CPU tensors needs Triton's interpreter: the environment variable ``TRITON_INTERPRET=1``, set before
-            triton is first imported.
+            Triton on CPU tensors needs Triton's interpreter: the environment variable ``TRITON_INTERPRET=1``, set
+            before triton is first imported.
 
     Raises:
         ValueError: if `name` is none of these.
@@ -73,7 +73,7 @@ def resolve_backend(device: torch.device, requested: str) -> Literal["reference"
 
         if not launch.interpreted():
             raise RuntimeError(
-                "backend 'triton' runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before triton is "
-                "first imported, or move the tensors to a GPU"
+                "backend 'triton' runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before triton "
+                "is first imported, or move the tensors to a GPU"
             )
     return "triton" if requested == "triton" else "reference"

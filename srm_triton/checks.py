@@ -14,8 +14,8 @@ def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
     Args:
         name: the argument's name.
         value: what was given.
-        axes: the allowed shape in words, such as ``"[batch, time, in_features]"``; its commas give the rank, and a final
-            ``...`` stands for any number of axes. None allows any rank.
+        axes: the allowed shape in words, such as ``"[batch, time, in_features]"``; its commas give the rank, and a
+            final ``...`` stands for any number of axes. None allows any rank.
 
     Raises:
         TypeError: for anything but a tensor of a supported floating-point dtype.

@@ -1,8 +1,8 @@
 """The published names and signatures, for code that was written for them: change the import, and it runs.
 
-Results are the published ones, the gradient of the weight normalisation included, which divides by M where its own forward
-divides by M − 1. Two things differ: a neuron that never fires gets exact zeros, where the published kernels read past
-the end of their tables; and arguments are checked. For new code use `srm_triton.SRMLinear` and its siblings.
+Results are the published ones, the gradient of the weight normalisation included, which divides by M where its own
+forward divides by M − 1. Two things differ: a neuron that never fires gets exact zeros, where the published kernels
+read past the end of their tables; and arguments are checked. For new code use `srm_triton.SRMLinear` and its siblings.
 """
 
 from typing import Any

@@ -14,14 +14,14 @@ def calibrate_gain(
 ) -> dict[str, float]:
     """Scales the normalisation gain of every spiking layer so that a fresh network neither dies nor saturates.
 
-    Runs `inputs` through the model once. As the batch reaches a layer, its `norm_weight` is multiplied by the factor, found
-    by bisection between 0.05 and 500, at which the mean firing rate over the last third of the steps is that of
+    Runs `inputs` through the model once. As the batch reaches a layer, its `norm_weight` is multiplied by the factor,
+    found by bisection between 0.05 and 500, at which the mean firing rate over the last third of the steps is that of
     `spikes_per_neuron` spikes in the whole sequence; the layers behind it see the new output. As the published code of
     Zhu et al. (NeurIPS 2022) does, but only when called.
 
     Args:
-        model: any module; its `SRMLinear` and `SRMConv2d` with `weight_norm` are calibrated in the order in which they run.
-        inputs: a first batch, as the model takes it.
+        model: any module; its `SRMLinear` and `SRMConv2d` with `weight_norm` are calibrated in the order in which they
+        run. inputs: a first batch, as the model takes it.
         spikes_per_neuron: target number of spikes of a neuron in a sequence, > 0.
         tolerance: the bisection ends when the factor is known to this relative precision.
 

@@ -49,7 +49,7 @@ class SRMNeuron(nn.Module):
 
 
 class SRMLayer(nn.Module):
-    """What `SRMLinear` and `SRMConv2d` share: a weight, its normalisation over the fan-in, and the neurons' constants."""
+    """What `SRMLinear` and `SRMConv2d` share: a weight, its normalisation over the fan-in, constants of the neurons."""
 
     def __init__(
         self,
@@ -114,8 +114,8 @@ class SRMLinear(SRMLayer):
         in_features: size of each input.
         out_features: number of neurons.
         parameters: constants of the neurons; None stands for `SRMParameters()`.
-        weight_norm: whether each neuron's weights are normalised to mean `norm_bias` (0 at first) and standard deviation
-            `norm_weight` (1 at first), two learned vectors.
+        weight_norm: whether each neuron's weights are normalised to mean `norm_bias` (0 at first) and standard
+            deviation `norm_weight` (1 at first), two learned vectors.
         eps: added to the variance in the normalisation.
         time_gradient_scale: factor on the gradient to the inputs' spike times.
         batch_first: False for [time, batch, ...].
@@ -287,9 +287,9 @@ class _ShareByActivity(torch.autograd.Function):
 class SpikeAvgPool2d(nn.Module):
     """Average pooling that keeps the sum of a window's gradients to spike times.
 
-    The forward is `torch.nn.functional.avg_pool2d`. The backward divides the gradient by the output (0 where that is 0),
-    so that the spikes of a window share the whole of it instead of the fraction that a plain average hands back. Source:
-    the code of Zhu et al., NeurIPS 2022.
+    The forward is `torch.nn.functional.avg_pool2d`. The backward divides the gradient by the output (0 where that is
+    0), so that the spikes of a window share the whole of it instead of the fraction that a plain average hands back.
+    Source: the code of Zhu et al., NeurIPS 2022.
 
     Args:
         kernel_size: an int or a pair (height, width), as the two below.
@@ -297,7 +297,8 @@ class SpikeAvgPool2d(nn.Module):
         padding: zeros around the input.
 
     Shape:
-        [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and width.
+        [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
+        width.
 
     Raises:
         ValueError: for inputs of another rank.

@@ -1,4 +1,5 @@
-"""Compiles every kernel as its launcher calls it, for GPUs that this machine does not have; prints what came out as JSON.
+"""Compiles every kernel as its launcher calls it, for GPUs that this machine does not have; prints what came out as
+JSON.
 
 Run by test_compile.py in a process of its own: there Triton must not be in interpreter mode.
 """

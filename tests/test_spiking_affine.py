@@ -1,4 +1,4 @@
-"""Affine map and neurons together: both gradient paths, the label spike, and PyTorch's compiler, exporter and autocast."""
+"""Affine map and neurons together: both gradient paths, the label spike, compiler, exporter and autocast."""
 
 import copy
 
@@ -7,8 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton import LabelledSpikes, SRMConv2d, SRMLinear, SRMParameters, reverse_gradient, srm_conv2d, srm_linear
-from srm_triton import srm_scan, srm_trace, use_backend
+from srm_triton import (
+    LabelledSpikes,
+    SRMConv2d,
+    SRMLinear,
+    SRMParameters,
+    reverse_gradient,
+    srm_conv2d,
+    srm_linear,
+    srm_scan,
+    srm_trace,
+    use_backend,
+)
 from srm_triton.ops.srm_scan import scan_backward, scan_forward
 
 DEFAULT = SRMParameters()

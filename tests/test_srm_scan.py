@@ -151,7 +151,9 @@ class TestSpecialCurrents:
             assert result[:, : last + 1].count_nonzero() == last + 1
             assert torch.equal(result[:, last + 1 :], torch.zeros_like(result[:, last + 1 :]))
 
-    @pytest.mark.parametrize(("second", "change", "slope"), [(-0.25, 0.0, 4.0), (-0.5, -0.125, 0.0), (3.5, 1.875, 8 / 15)])
+    @pytest.mark.parametrize(
+        ("second", "change", "slope"), [(-0.25, 0.0, 4.0), (-0.5, -0.125, 0.0), (3.5, 1.875, 8 / 15)]
+    )
     def test_potential_that_does_not_rise_at_an_event(self, backend, second, change, slope, device):
         """Only a label spike can lie there; with these constants every value is exact in binary."""
         parameters = SRMParameters(tau_m=4.0, tau_s=2.0, threshold=9.0)
@@ -315,9 +317,9 @@ class TestBadInput:
 
     def test_currents(self):
         for function in (srm_scan, srm_trace):
-            with pytest.raises(TypeError, match="current must be a torch.Tensor, got list"):
+            with pytest.raises(TypeError, match=r"current must be a torch\.Tensor, got list"):
                 function([1.0])
-            with pytest.raises(TypeError, match="current must have one of the dtypes float64, .* got int64"):
+            with pytest.raises(TypeError, match=r"current must have one of the dtypes float64, .* got int64"):
                 function(torch.ones(1, 2, dtype=torch.int64))
             with pytest.raises(ValueError, match=r"current must have the shape \[batch, time, \.\.\.\], got \[3\]"):
                 function(torch.ones(3))

@@ -6,8 +6,8 @@ With x = W·inputs (a matrix product or a convolution) and the two results of th
     grad_inputs = time_gradient_scale · Wᵀ·grad_time_path              (a convolution also multiplies by the inputs)
 
 so inputs receive gradients with respect to their spike times, damped by 0.85 in the published code. The label spike:
-a silent neuron gets no gradient, so in training the labelled output neuron may count as firing at the last step at which
-its potential rises (Δu > 0.05), although it does not. Source: the code of Zhu et al., NeurIPS 2022 and 2023.
+a silent neuron gets no gradient, so in training the labelled output neuron may count as firing at the last step at
+which its potential rises (Δu > 0.05), although it does not. Source: the code of Zhu et al., NeurIPS 2022 and 2023.
 """
 
 from collections.abc import Sequence
@@ -209,8 +209,8 @@ def srm_conv2d(
 
     Args:
         inputs: spikes or real values, [batch, time, in_channels, height, width].
-        weight: [out_channels, in_channels / groups, kernel_height, kernel_width], in the dtype of `inputs` (under autocast
-            both are converted).
+        weight: [out_channels, in_channels / groups, kernel_height, kernel_width], in the dtype of `inputs` (under
+            autocast both are converted).
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         stride: as in `torch.nn.functional.conv2d`, a pair; likewise `padding` (zeros), `dilation` and `groups`.
         padding: see `stride`.

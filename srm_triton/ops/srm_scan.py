@@ -260,9 +260,9 @@ class SRMTrace(NamedTuple):
 def srm_scan(current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> Tensor:
     """Runs SRM neurons over time: input current in, spikes out.
 
-    The gradient that reaches `current` is the weight path of the event-driven rule (see the module's equations): right for
-    whatever computes the current from weights. A layer that also hands gradients to earlier spikes needs the time path
-    too; `SRMLinear` and `SRMConv2d` join both.
+    The gradient that reaches `current` is the weight path of the event-driven rule (see the module's equations): right
+    for whatever computes the current from weights. A layer that also hands gradients to earlier spikes needs the time
+    path too; `SRMLinear` and `SRMConv2d` join both.
 
     Args:
         current: input current, [batch, time, ...] with any feature shape, float64, float32, float16 or bfloat16, any
@@ -271,8 +271,8 @@ def srm_scan(current: Tensor, parameters: SRMParameters | None = None, *, batch_
         batch_first: False for [time, batch, ...].
 
     Returns:
-        Spikes, 0 or 1, in the shape and dtype of `current`. A current that is NaN or infinite silences its own neuron from
-        that step on. Axes of length 0 give an empty result.
+        Spikes, 0 or 1, in the shape and dtype of `current`. A current that is NaN or infinite silences its own neuron
+        from that step on. Axes of length 0 give an empty result.
 
     Raises:
         TypeError: if `current` is not a floating-point tensor of a supported dtype.
