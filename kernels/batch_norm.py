@@ -1,7 +1,7 @@
 """Triton kernels of batch normalisation: a matrix [samples, features] of any strides, normalised over the samples.
 
-A column's mean is kept as an unevaluated sum, a high and a low part: (x − high) − low is exact to rounding however large
-the mean. Moments are merged from those of parts, never from sums of squares, so nothing cancels.
+A column's mean is kept as an unevaluated sum, a high and a low part: (x − high) − low is exact to rounding however
+large the mean. Moments are merged from those of parts, never from sums of squares, so nothing cancels.
 
 Where one tile holds whole columns (`Tile.whole`), one launch reads the matrix once. Otherwise the samples are split: a
 first launch finds each split's sums, a second one adds them in a fixed order and streams over the matrix again.
@@ -46,7 +46,7 @@ def _load_column(pointer, columns, inside, accumulator: tl.constexpr):
 
 @triton.jit
 def _merge(count, pivot, offset, squares):
-    """Merges parts along axis 0, each of `count` samples with mean pivot + offset and squared deviations `squares`."""
+    """Merges parts along axis 0: `count` samples each (or none), mean pivot + offset, squared deviations `squares`."""
     total = tl.sum(count, 0)
     mean = tl.sum(count * offset, 0) / total
     high = pivot + mean
@@ -60,13 +60,11 @@ def _tile_moments(x, exists, accumulator: tl.constexpr):
     """Mean (high, low) and squared deviations of a tile's columns; `exists` is [rows, 1]."""
     count = exists.to(accumulator)
     pivot = tl.sum(x, 0) / tl.sum(count, 0)
-    return _merge(count, pivot, tl.where(exists, x - pivot, 0.0), 0.0)
+    return _merge(count, pivot, x - pivot, 0.0)
 
 
 @triton.jit
-def _load_partials(
-    partials, sums, splits, features, columns, inside, accumulator: tl.constexpr, BLOCK: tl.constexpr
-):
+def _load_partials(partials, sums, splits, features, columns, inside, accumulator: tl.constexpr, BLOCK: tl.constexpr):
     """The partial sums number `sums` of all splits, [splits, features]."""
     split = tl.arange(0, BLOCK).to(tl.int64)[:, None]
     partials += (sums * splits + split) * features + columns
@@ -135,7 +133,7 @@ def _merge_partials(
     length = tiles.to(tl.int64) * BLOCK_SAMPLES
     rest = samples - tl.arange(0, BLOCK_SPLITS).to(tl.int64)[:, None] * length
     count = tl.maximum(tl.minimum(rest, length), 0).to(accumulator)
-    return _merge(count, pivot, tl.where(count > 0.0, high - pivot + low, 0.0), squares)
+    return _merge(count, pivot, high - pivot + low, squares)
 
 
 @triton.jit
@@ -194,16 +192,12 @@ def batch_norm_forward_kernel(
     if bias is not None:
         beta = _load_column(bias, columns, inside, accumulator)
     if partials is None:
-        _store_outputs(
-            outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside
-        )
+        _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside)
     else:
         for tile in range(tiles):
             rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
             x = tl.load(inputs + rows * inputs_stride_sample, mask=exists & inside, other=0.0).to(accumulator)
-            _store_outputs(
-                outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside
-            )
+            _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside)
 
 
 @triton.jit
@@ -263,7 +257,8 @@ def batch_norm_backward_partial_kernel(
     for tile in range(tiles):
         rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
         normalised, dy = _load_pair(
-            inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale, accumulator
+            inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale,
+            accumulator,
         )  # fmt: skip
         grad_weight += dy * normalised
         grad_bias += dy
@@ -314,17 +309,14 @@ def batch_norm_backward_kernel(
     if partials is None:
         rows, exists = _rows(0, tiles, samples, BLOCK_SAMPLES)
         normalised, dy = _load_pair(
-            inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale, accumulator
+            inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale,
+            accumulator,
         )  # fmt: skip
         grad_weight = tl.sum(dy * normalised, 0)
         grad_bias = tl.sum(dy, 0)
     else:
-        partial_weight = _load_partials(
-            partials, 0, splits, features, columns, inside, accumulator, BLOCK_SPLITS
-        )
-        partial_bias = _load_partials(
-            partials, 1, splits, features, columns, inside, accumulator, BLOCK_SPLITS
-        )
+        partial_weight = _load_partials(partials, 0, splits, features, columns, inside, accumulator, BLOCK_SPLITS)
+        partial_bias = _load_partials(partials, 1, splits, features, columns, inside, accumulator, BLOCK_SPLITS)
         grad_weight = tl.sum(partial_weight, 0)
         grad_bias = tl.sum(partial_bias, 0)
     first = inside & (tl.program_id(1) == 0)
@@ -352,7 +344,7 @@ def batch_norm_backward_kernel(
 
 @dataclass(frozen=True)
 class Tile:
-    """The elements that a program holds at a time, how many such tiles it takes in turn, and how many programs share a column."""
+    """The elements that a program holds at a time, how many such tiles it takes in turn, the programs of a column."""
 
     block_samples: int
     block_features: int
@@ -366,9 +358,11 @@ class Tile:
         return self.tiles == self.splits == 1
 
     def grid(self, features: int) -> tuple[int, int]:
+        """Programs over blocks of features, and over splits of the samples."""
         return triton.cdiv(features, self.block_features), self.splits
 
     def options(self) -> dict[str, Any]:
+        """What every kernel launch takes."""
         return {
             "BLOCK_SAMPLES": self.block_samples,
             "BLOCK_FEATURES": self.block_features,
@@ -379,14 +373,13 @@ class Tile:
 def choose_tile(samples: int, features: int, samples_adjacent: bool, dtype: torch.dtype) -> Tile:
     """A tile with whole columns where that leaves accesses coalesced, else tiles that split the samples."""
     whole = WHOLE // 2 if dtype == torch.float64 else WHOLE
-    tile, programs = (
-        (whole, 1) if launch.interpreted() else (TILE, PROGRAMS)
-    )  # interpreted programs cost the same
+    tile, programs = (whole, 1) if launch.interpreted() else (TILE, PROGRAMS)  # interpreted programs cost the same
+    per_warp = 256 if dtype == torch.float64 else 512
     samples_ceiling, features_ceiling = triton.next_power_of_2(samples), triton.next_power_of_2(features)
     narrowest = 1 if samples_adjacent else min(SECTOR // dtype.itemsize, features_ceiling)
     block_features = min(max(tile // samples_ceiling, narrowest), features_ceiling)
     if samples_ceiling * block_features <= whole:
-        return Tile(samples_ceiling, block_features, 1, 1, _num_warps(samples_ceiling * block_features))
+        return Tile(samples_ceiling, block_features, 1, 1, _num_warps(samples_ceiling * block_features, per_warp))
     block_features = 1 if samples_adjacent else min(32, features_ceiling)
     block_samples = min(tile // block_features, samples_ceiling)
     blocks = triton.cdiv(samples, block_samples)
@@ -401,12 +394,12 @@ def choose_tile(samples: int, features: int, samples_adjacent: bool, dtype: torc
         block_features,
         tiles,
         triton.cdiv(blocks, tiles),
-        _num_warps(block_samples * block_features),
+        _num_warps(block_samples * block_features, per_warp),
     )
 
 
-def _num_warps(elements: int) -> int:
-    return min(max(elements // 512, 1), 16)
+def _num_warps(elements: int, per_warp: int) -> int:
+    return min(max(elements // per_warp, 1), 16)
 
 
 def _tile_of(inputs: torch.Tensor) -> Tile:

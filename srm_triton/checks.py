@@ -58,6 +58,28 @@ def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> 
         raise ValueError(f"{name} must have {size} entries on axis {axis} ({meaning}), got {list(value.shape)}")
 
 
+def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> None:
+    """Checks that `labels` are int64 [batch], in 0 … classes − 1, on the device of `reference`.
+
+    On a GPU, and in compiled code, the range is left to the indexing.
+
+    Raises:
+        TypeError: for anything but an int64 tensor.
+        ValueError: for another shape or device, or a label out of range.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an int64 tensor, got {kind}")
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
+    if labels.device != reference.device:
+        raise ValueError(f"labels must be on the device of {reference_name}, {reference.device}, got {labels.device}")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels must lie in 0 … {classes - 1}, got values from {low} to {high}")
+
+
 def time_axes(batch_first: bool, rest: str) -> str:
     """Returns the shape in words that `check_tensor` takes, for either order of batch and time."""
     return f"[batch, time, {rest}]" if batch_first else f"[time, batch, {rest}]"

@@ -21,7 +21,8 @@ def calibrate_gain(
 
     Args:
         model: any module; its `SRMLinear` and `SRMConv2d` with `weight_norm` are calibrated in the order in which they
-        run. inputs: a first batch, as the model takes it.
+            run.
+        inputs: a first batch, as the model takes it.
         spikes_per_neuron: target number of spikes of a neuron in a sequence, > 0.
         tolerance: the bisection ends when the factor is known to this relative precision.
 

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from srm_triton.kernels import srm_scan
+from srm_triton.kernels import batch_norm, srm_scan
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -73,6 +73,18 @@ def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]
         )
 
 
+def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
+    """Whole columns and split ones, in both memory orders, with and without affine parameters."""
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    for samples, features, affine in ((16, 4096, True), (1024, 512, False), (8192, 64, True), (20000, 64, True)):
+        rows = torch.empty(samples, features, dtype=dtype)
+        vector = torch.empty(features, dtype=accumulator) if affine else None
+        statistics = torch.empty(3, features, dtype=accumulator)
+        for x in (rows, rows.t().contiguous().t()):
+            yield partial(batch_norm.forward, x, vector, vector, x, statistics, 1e-5, samples - 1)
+            yield partial(batch_norm.backward, rows, x, vector, statistics, x, statistics, 1e-5, samples)
+
+
 def resources(name: str, target: str, kernel) -> dict:
     """Registers, spilled bytes and instruction counts of a compiled kernel."""
     if target.startswith("gfx"):
@@ -102,22 +114,22 @@ def resources(name: str, target: str, kernel) -> dict:
     }
 
 
+def launches() -> Iterator[tuple[torch.dtype, Callable[[], None]]]:
+    """Every kernel in the variants that differ most."""
+    for dtype, steps in ((torch.float32, 16), (torch.float32, 1000), (torch.bfloat16, 1000), (torch.float64, 40)):
+        yield from ((dtype, launch) for launch in scan_launches(dtype, steps))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        yield from ((dtype, launch) for launch in batch_norm_launches(dtype))
+
+
 if __name__ == "__main__":
     rows = []
-    for target_name in sys.argv[1:] or TARGETS:
-        for dtype in (torch.float32,):
-            for steps in (13, 32, 1000):
-                compiled: list = []
-                with compiling(TARGETS[target_name], compiled):
-                    for launch in scan_launches(dtype, steps):
-                        launch()
-                for name, kernel in compiled:
-                    rows.append(
-                        {
-                            "target": target_name,
-                            "dtype": str(dtype),
-                            "steps": steps,
-                            **resources(name, target_name, kernel),
-                        }
-                    )
+    for target in sys.argv[1:] or TARGETS:
+        for dtype, launch in launches():
+            compiled: list = []
+            with compiling(TARGETS[target], compiled):
+                launch()
+            rows += [
+                {"target": target, "dtype": str(dtype), **resources(name, target, code)} for name, code in compiled
+            ]
     print(json.dumps(rows, indent=1))

@@ -8,9 +8,9 @@ Backward, from dy = ∂L/∂y, with d = M − correction:
 
     dβ = Σ dy      dγ = Σ dy·x̂      dx = γ/√(v + eps) · (dy − mean(dy) − x̂·Σ(dy·x̂)/d)
 
-Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
-ICML 2015, with a choice of correction. The published code of the event-driven layers (see `srm_scan`) has correction = 1
-but d = M, which is not the gradient of its own forward; ``gradient="seed"`` repeats it.
+Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+Shift", ICML 2015, with a choice of correction. The published code of the event-driven layers (see `srm_scan`) has
+correction = 1 but d = M, which is not the gradient of its own forward; ``gradient="seed"`` repeats it.
 
 μ is kept as an unevaluated sum of a high and a low part, so that x − μ = (x − high) − low stays exact where the mean is
 large; the backward needs x, γ and, for each feature, these two and v.
@@ -200,11 +200,11 @@ def batch_norm(
     correction: int = 1,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Normalises a matrix over one axis to mean 0 and variance 1, then scales and shifts it; see the module's equations.
+    """Normalises a matrix over one axis to mean 0 and variance 1, then scales and shifts it (equations: the module's).
 
     Args:
-        inputs: the matrix, float64, float32, float16 or bfloat16, any strides. It is computed in float64 for float64, else
-            in float32.
+        inputs: the matrix, float64, float32, float16 or bfloat16, any strides. It is computed in float64 for float64,
+            else in float32.
         weight: scale γ, [inputs.shape[1 - dim]], in the dtype of `inputs` or in float32 for half-precision inputs; None
             stands for 1.
         bias: shift β, as `weight`; None stands for 0.
@@ -212,23 +212,22 @@ def batch_norm(
             [out_features, in_features] over its fan-in, in its own memory order.
         eps: what is added to the variance, positive.
         correction: 1 divides the squared deviations by one less than their number, 0 by their number.
-        gradient: ``"exact"`` for the derivative; ``"seed"`` for the published formula, which takes it as if `correction`
-            were 0.
+        gradient: ``"exact"`` for the derivative; ``"seed"`` for the published formula, d = M whatever `correction` is.
 
     Returns:
         The normalised matrix, in the shape and dtype of `inputs`; empty where there are no features. A NaN or infinite
         value makes NaN of its own feature only. A feature of equal values becomes its bias.
 
     Raises:
-        TypeError: if a tensor has an unsupported dtype, or weight or bias one that does not go with that of `inputs`, or
-            if `eps` is not a number.
+        TypeError: if a tensor has an unsupported dtype, weight or bias one that does not go with that of `inputs`, or
+            `eps` is not a number.
         ValueError: for another rank, length, device, or option; if the axis holds `correction` values or fewer.
 
     Example:
         >>> batch_norm(torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]))
-        tensor([[-1.,  0.],
-                [ 0.,  0.],
-                [ 1.,  0.]])
+        tensor([[-1.0000,  0.0000],
+                [ 0.0000,  0.0000],
+                [ 1.0000,  0.0000]])
     """
     return _checked_normalise(inputs, weight, bias, dim, eps, correction, gradient)[0]
 
@@ -285,7 +284,7 @@ def _checked_normalise(
 
 
 def _check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, type(allowed[0])) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
@@ -296,8 +295,6 @@ def _check_vector(name: str, vector: Tensor | None, inputs: Tensor, axis: int) -
     check_size(name, vector, 0, inputs.shape[axis], f"axis {axis} of inputs")
     if vector.dtype not in (inputs.dtype, _accumulator(inputs)):
         allowed = " or ".join(dict.fromkeys(str(dtype) for dtype in (inputs.dtype, _accumulator(inputs))))
-        raise TypeError(
-            f"{name} must have the dtype {allowed} (inputs are {inputs.dtype}), got {vector.dtype}"
-        )
+        raise TypeError(f"{name} must have the dtype {allowed} (inputs are {inputs.dtype}), got {vector.dtype}")
     if vector.device != inputs.device:
         raise ValueError(f"{name} must be on the device of inputs, {inputs.device}, got {vector.device}")

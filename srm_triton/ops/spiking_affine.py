@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srm_triton.backend import requested_backend
-from srm_triton.checks import check_same, check_size, check_tensor, time_axes
+from srm_triton.checks import check_labels, check_same, check_size, check_tensor, time_axes
 from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
 from srm_triton.parameters import SRMParameters, check_parameters
 
@@ -188,7 +188,7 @@ def srm_linear(
     check_size("inputs", inputs, 2, weight.shape[1], "in_features of weight")
     if labels is None:
         return _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)
-    _check_labels(labels, inputs, inputs.shape[0 if batch_first else 1], weight.shape[0])
+    check_labels(labels, "inputs", inputs, inputs.shape[0 if batch_first else 1], weight.shape[0])
     training_spikes, spikes = _apply(inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first)
     return LabelledSpikes(spikes, training_spikes)
 
@@ -236,18 +236,3 @@ def srm_conv2d(
     affine = _Conv2d(stride, padding, dilation, groups)
     spikes: Tensor = _apply(inputs, weight, None, affine, parameters, time_gradient_scale, batch_first)
     return spikes
-
-
-def _check_labels(labels: Tensor, inputs: Tensor, batch: int, classes: int) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an int64 tensor, got {kind}")
-    if labels.shape != (batch,):
-        raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
-    if labels.device != inputs.device:
-        raise ValueError(f"labels must be on the device of inputs, {inputs.device}, got {labels.device}")
-    # On a GPU, and in compiled code, the indexing itself reports a label that is out of range.
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise ValueError(f"labels must lie in 0 … {classes - 1}, got values from {low} to {high}")

@@ -1,0 +1,352 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from triton.runtime.interpreter import ReduceOps
+
+from srm_triton import use_backend
+from srm_triton.kernels import batch_norm as kernel
+from srm_triton.kernels import launch
+from srm_triton.ops.batch_norm import _backward, _normalise, batch_norm, batch_norm_with_statistics
+
+BACKENDS = ("reference", "triton")
+EPS = 1e-5
+SHAPES = [
+    ((3, 1), 0),
+    ((1, 3), 1),
+    ((7, 5), 0),
+    ((5, 7), 1),
+    ((1000, 33), 0),
+    ((33, 1000), 1),
+    ((3001, 70), 0),
+    ((65536, 3), 0),
+    ((3, 65536), 1),
+    ((65536, 3), 1),
+    ((3, 65536), 0),
+]
+
+
+def make(shape, dim, dtype, affine=True, mean=0.0):
+    generator = torch.Generator().manual_seed(shape[0])
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    weight, bias = (draw(shape[1 - dim]), draw(shape[1 - dim])) if affine else (None, None)
+    return (draw(*shape) + mean).to(dtype), weight, bias, draw(*shape)
+
+
+def differentiate(function, inputs, weight, bias, grad):
+    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in (inputs, weight, bias)]
+    outputs = function(*leaves)
+    gradients = torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf is not None], grad)
+    return outputs.detach(), *gradients
+
+
+def run(backend, device, tensors, **options):
+    tensors = [None if tensor is None else tensor.to(device) for tensor in tensors]
+    with use_backend(backend):
+        return [result.cpu() for result in differentiate(lambda *t: batch_norm(*t, **options), *tensors)]
+
+
+def expected(tensors, dim=0, correction=1, eps=EPS):
+    """Autograd through the definition in float64."""
+
+    def definition(x, weight, bias):
+        variance = x.var(dim, correction=correction, keepdim=True)
+        y = (x - x.mean(dim, keepdim=True)) / (variance + eps).sqrt()
+        y = y if weight is None else y * weight.unsqueeze(dim)
+        return y if bias is None else y + bias.unsqueeze(dim)
+
+    return differentiate(definition, *(None if tensor is None else tensor.double() for tensor in tensors))
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    return ((actual.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-3)).item()
+
+
+def errors(actual, exact):
+    assert len(actual) == len(exact)
+    return [error(a, e) for a, e in zip(actual, exact, strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def add_in_trees(monkeypatch):
+    """Sums tiles pairwise, nearly as a GPU does; the interpreter adds row by row, with far larger rounding errors."""
+
+    def pairwise(self, values):
+        terms = np.ascontiguousarray(np.moveaxis(values.handle.data, self.axis, -1))
+        return self.to_tensor(terms.sum(-1), values.dtype)
+
+    monkeypatch.setattr(ReduceOps, "sum", pairwise)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several splits of several tiles already in small matrices."""
+    monkeypatch.setattr(kernel, "TILE", 64)
+    monkeypatch.setattr(kernel, "WHOLE", 128)
+    monkeypatch.setattr(kernel, "MAX_SPLITS", 5)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_and_gradients(backend, shape, dim, dtype, limit, device):
+    tensors = make(shape, dim, dtype)
+    assert max(errors(run(backend, device, tensors, dim=dim), expected(tensors, dim))) < limit
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((83, 5), 0), ((2, 321), 1), ((1000, 1), 0)])
+@pytest.mark.parametrize(("given", "correction"), [("both", 0), ("weight", 1), ("bias", 0), ("none", 1)])
+def test_splits(small_blocks, shape, dim, correction, given, device):
+    inputs, weight, bias, grad = make(shape, dim, torch.float64, mean=3.0)
+    tensors = (
+        inputs,
+        weight if given in ("both", "weight") else None,
+        bias if given in ("both", "bias") else None,
+        grad,
+    )
+    actual = run("triton", device, tensors, dim=dim, correction=correction)
+    assert max(errors(actual, expected(tensors, dim, correction))) < 1e-12
+
+
+def test_small_blocks_are_several_splits_of_several_tiles(small_blocks):
+    tile = kernel.choose_tile(1000, 2, False, torch.float32)
+    assert not tile.whole and tile.splits > 2 and tile.tiles > 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("shape", "dim"), [((45, 6), 0), ((3, 20000), 1)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision(backend, shape, dim, mixed, dtype, device):
+    inputs, weight, bias, grad = make(shape, dim, dtype, mean=1.0)
+    if mixed:
+        weight, bias = weight.float(), bias.float()
+    tensors = (inputs, weight, bias, grad)
+    actual = run(backend, device, tensors, dim=dim)
+    parameter = torch.float32 if mixed else dtype
+    assert [result.dtype for result in actual] == [dtype, dtype, parameter, parameter]
+    exact = expected(tensors, dim)
+    assert max(errors(actual, exact)) < torch.finfo(dtype).eps  # the interpreter truncates to bfloat16
+    if mixed:
+        assert max(errors(actual[2:], exact[2:])) < 4e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["transposed", "strided", "row of a larger one", "repeated"])
+@pytest.mark.parametrize("blocks", ["whole", "splits"])
+def test_strides(backend, layout, blocks, request, device):
+    if blocks == "splits":
+        request.getfixturevalue("small_blocks")
+    view = {
+        "transposed": lambda: (torch.randn(12, 90).t(), torch.randn(12, 90).t()),
+        "strided": lambda: (torch.randn(180, 36)[::2, 1::3], torch.randn(90, 12)),
+        "row of a larger one": lambda: (torch.randn(90, 12), torch.randn(3, 90, 24)[1, :, :12]),
+        "repeated": lambda: (torch.randn(90, 12), torch.randn(90, 1).expand(90, 12)),
+    }[layout]
+    torch.manual_seed(0)
+    inputs, grad = (tensor.to(device) for tensor in view())
+    for dim, matrix, dy in ((0, inputs, grad), (1, inputs.t(), grad.t())):
+        weight = torch.linspace(-1, 1, 24, device=device)[::2]
+        tensors = (matrix, weight, weight, dy)
+        actual = run(backend, device, tensors, dim=dim)
+        assert max(errors(actual, expected([tensor.cpu() for tensor in tensors], dim))) < 1e-6
+        if layout == "transposed":
+            assert actual[0].stride() == matrix.stride()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend, dim, correction, device):
+    tensors = [tensor.to(device).requires_grad_() for tensor in make((5, 4), dim, torch.float64)[:3]]
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(lambda *t: batch_norm(*t, dim=dim, correction=correction), tensors)
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("shape", [(6, 4), (200, 3)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_seed_gradient(small_blocks, backend, shape, correction, device):
+    inputs, weight, bias, dy = make(shape, 0, torch.float64)
+    std = (inputs.var(0, correction=correction) + EPS).sqrt()
+    normalised = (inputs - inputs.mean(0)) / std
+    grad_inputs = weight / std / shape[0] * (shape[0] * dy - dy.sum(0) - normalised * (dy * normalised).sum(0))
+    actual = run(backend, device, (inputs, weight, bias, dy), correction=correction, gradient="seed")
+    exact = (normalised * weight + bias, grad_inputs, (dy * normalised).sum(0), dy.sum(0))
+    assert max(errors(actual, exact)) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(300, 8), (9000, 40)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_mean_as_accurate_as_pytorch(backend, shape, device):
+    tensors = make(shape, 0, torch.float32, mean=1000.0)
+    exact = expected(tensors, correction=0)
+    peer = differentiate(lambda x, w, b: F.batch_norm(x, None, None, w, b, True, eps=EPS), *tensors)
+    actual = run(backend, device, tensors, correction=0)
+    for ours, theirs in zip(errors(actual, exact), errors(peer, exact), strict=True):
+        assert ours < max(2 * theirs, 1e-6)
+
+
+@pytest.mark.parametrize("row", [0, 77, 8999])
+@pytest.mark.parametrize("shape", [(9000, 8), (100, 8)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outlier(backend, shape, row, device):
+    inputs, *rest = make(shape, 0, torch.float32, mean=1000.0)
+    inputs[row % shape[0]] = 1e6
+    exact = expected((inputs, *rest))
+    assert max(errors(run(backend, device, (inputs, *rest)), exact)) < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_narrow_column_far_from_zero(backend, device):
+    """Resolving this needs the low part of the mean: the distance of two float32 neighbours is 1/16."""
+    inputs = 1e6 + torch.arange(6.0)[:, None] / 16 * torch.tensor([1.0, 0.0])
+    with use_backend(backend):
+        outputs, _, variance = batch_norm_with_statistics(inputs.to(device), eps=1e-12)
+    wanted = torch.arange(6.0, dtype=torch.float64) - 2.5
+    assert error(outputs[:, 0].cpu(), wanted / 3.5**0.5) < 1e-6
+    assert not outputs[:, 1].any() and not variance[1].any()
+
+
+@pytest.mark.parametrize("samples", [777, 70000])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_constant_columns_become_their_bias(backend, samples, device):
+    inputs = torch.tensor([0.1, -1e4, 1 / 3]).expand(samples, 3).to(device)
+    bias = torch.tensor([1.0, 2.0, 3.0], device=device)
+    with use_backend(backend):
+        outputs, mean, variance = batch_norm_with_statistics(inputs, bias=bias)
+    assert torch.equal(outputs, bias.expand(samples, 3)) and not variance.any()
+    assert torch.equal(mean, inputs[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_sample_without_correction(backend, device):
+    outputs, grad_inputs, grad_weight, grad_bias = run(backend, device, make((1, 5), 0, torch.float32), correction=0)
+    bias, grad = make((1, 5), 0, torch.float32)[2:]
+    assert torch.equal(outputs[0], bias) and torch.equal(grad_bias, grad[0])
+    assert not grad_inputs.any() and not grad_weight.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_features(backend, device):
+    tensors = make((4, 0), 0, torch.float32)
+    outputs, *gradients = run(backend, device, tensors)
+    assert outputs.shape == (4, 0) and [gradient.numel() for gradient in gradients] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "dim"), [((50, 6), 0), ((6, 20000), 1)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics(backend, shape, dim, dtype, device):
+    inputs, weight, bias, _ = make(shape, dim, dtype, mean=4.0)
+    with use_backend(backend):
+        outputs, mean, variance = batch_norm_with_statistics(
+            inputs.to(device).requires_grad_(), weight.to(device), bias.to(device), dim=dim, correction=0
+        )
+    assert outputs.requires_grad and not mean.requires_grad and not variance.requires_grad
+    assert mean.dtype == variance.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert mean.shape == variance.shape == (6,)
+    limit = 1e-12 if dtype == torch.float64 else 1e-6
+    assert error(mean.cpu(), inputs.double().mean(dim)) < limit
+    assert error(variance.cpu(), inputs.double().var(dim, correction=0)) < limit
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_stays_in_its_column(small_blocks, backend, device):
+    for samples in (8, 100):
+        inputs, weight, bias, grad = make((samples, 6), 0, torch.float32)
+        clean = run(backend, device, (inputs, weight, bias, grad))
+        inputs[samples // 2, 2] = torch.nan
+        others = [0, 1, 3, 4, 5]
+        for before, after in zip(clean, run(backend, device, (inputs, weight, bias, grad)), strict=True):
+            assert torch.equal(before[..., others], after[..., others])
+        outputs, grad_inputs, *_ = run(backend, device, (inputs, weight, bias, grad))
+        assert outputs[:, 2].isnan().all() and grad_inputs[:, 2].isnan().all()
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((40, 33), 0), ((70000, 3), 0)])
+def test_same_bits_in_every_run(shape, dim, device):
+    tensors = make(shape, dim, torch.float32)
+    first, second = (run("triton", device, tensors, dim=dim) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend, affine, dim, device):
+    inputs, weight, bias, grad = make((6, 4), dim, torch.float32, affine)
+    tensors = [None if tensor is None else tensor.to(device).requires_grad_() for tensor in (inputs, weight, bias)]
+    torch.library.opcheck(_normalise, (*tensors, dim, EPS, 1, 0, backend))
+    matrix, weight, _ = (None if tensor is None else tensor.detach() for tensor in tensors)
+    statistics = _normalise(matrix, weight, None, dim, EPS, 1, 0, backend)[1]
+    torch.library.opcheck(_backward, (grad.to(device), matrix, weight, statistics, dim, EPS, 1, backend))
+
+
+def test_compiled_equals_eager(device):
+    tensors = [tensor.to(device) for tensor in make((6, 4), 0, torch.float32)]
+    compiled = torch.compile(batch_norm, fullgraph=True, backend="aot_eager")
+    eager = differentiate(batch_norm, *tensors)
+    assert all(torch.equal(a, b) for a, b in zip(differentiate(compiled, *tensors), eager, strict=True))
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tiles_cover_the_matrix_within_bounds(monkeypatch, interpreted, dtype):
+    monkeypatch.setattr(launch, "interpreted", lambda: interpreted)
+    sizes = (1, 2, 7, 64, 1000, 1025, 2048, 16384, 16385, 65536, 10**7)
+    for samples in sizes:
+        for features in sizes:
+            for samples_adjacent in (False, True):
+                tile = kernel.choose_tile(samples, features, samples_adjacent, dtype)
+                rows = tile.block_samples * tile.tiles
+                assert (tile.splits - 1) * rows < samples <= tile.splits * rows
+                assert tile.block_samples * tile.block_features <= kernel.WHOLE
+                assert 1 <= tile.splits <= kernel.MAX_SPLITS <= launch.MAX_GRID_Y
+                adjacent = tile.block_samples if samples_adjacent else tile.block_features
+                assert adjacent * dtype.itemsize >= 32 or adjacent >= (samples if samples_adjacent else features)
+
+
+MATRIX = torch.ones(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "exception", "words"),
+    [
+        (([[1.0]],), {}, TypeError, ("inputs", "torch.Tensor", "list")),
+        ((torch.ones(4),), {}, ValueError, ("inputs", "[rows, columns]", "[4]")),
+        ((torch.ones(2, 3, 4),), {}, ValueError, ("inputs", "[rows, columns]", "[2, 3, 4]")),
+        ((torch.ones(4, 3, dtype=torch.int64),), {}, TypeError, ("inputs", "float32", "int64")),
+        ((MATRIX, torch.ones(4)), {}, ValueError, ("weight", "3 entries", "[4]")),
+        ((MATRIX, torch.ones(3)), {"dim": 1}, ValueError, ("weight", "4 entries", "[3]")),
+        ((MATRIX, torch.ones(3, 1)), {}, ValueError, ("weight", "[features]", "[3, 1]")),
+        ((MATRIX, None, torch.ones(2)), {}, ValueError, ("bias", "3 entries", "[2]")),
+        ((MATRIX, 1.0), {}, TypeError, ("weight", "torch.Tensor", "float")),
+        ((MATRIX, torch.ones(3).double()), {}, TypeError, ("weight", "float32", "float64")),
+        ((MATRIX, None, torch.ones(3).half()), {}, TypeError, ("bias", "float32", "float16")),
+        ((MATRIX.half(), torch.ones(3).bfloat16()), {}, TypeError, ("weight", "float16 or torch.float32", "bfloat16")),
+        ((MATRIX, torch.ones(3, device="meta")), {}, ValueError, ("weight", "device", "cpu", "meta")),
+        ((MATRIX,), {"dim": 2}, ValueError, ("dim", "(0, 1)", "2")),
+        ((MATRIX,), {"dim": -1}, ValueError, ("dim", "(0, 1)", "-1")),
+        ((MATRIX,), {"dim": 1.0}, ValueError, ("dim", "(0, 1)", "1.0")),
+        ((MATRIX,), {"correction": 2}, ValueError, ("correction", "(0, 1)", "2")),
+        ((MATRIX,), {"gradient": "approximate"}, ValueError, ("gradient", "'exact', 'seed'", "approximate")),
+        ((MATRIX,), {"eps": 0.0}, ValueError, ("eps", "positive", "0.0")),
+        ((MATRIX,), {"eps": -1e-5}, ValueError, ("eps", "positive", "-1e-05")),
+        ((MATRIX,), {"eps": float("inf")}, ValueError, ("eps", "finite", "inf")),
+        ((MATRIX,), {"eps": float("nan")}, ValueError, ("eps", "finite", "nan")),
+        ((MATRIX,), {"eps": "small"}, TypeError, ("eps", "number", "str")),
+        ((torch.ones(1, 3),), {}, ValueError, ("inputs", "dim = 0", "correction = 1", "[1, 3]")),
+        ((torch.ones(3, 1),), {"dim": 1}, ValueError, ("inputs", "dim = 1", "correction = 1", "[3, 1]")),
+        ((torch.ones(0, 3),), {"correction": 0}, ValueError, ("inputs", "dim = 0", "correction = 0", "[0, 3]")),
+    ],
+)
+@pytest.mark.parametrize("function", [batch_norm, batch_norm_with_statistics])
+def test_bad_input(function, arguments, options, exception, words):
+    with pytest.raises(exception) as caught:
+        function(*arguments, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
