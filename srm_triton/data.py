@@ -19,7 +19,7 @@ _CLASSES = 10
 
 
 class DataError(ValueError):
-    """A data file holds something else than it should; the message names the file, what was found and what is expected."""
+    """A data file holds something else than it should; the message names file, expectation and finding."""
 
 
 class LabelledImages(NamedTuple):
@@ -34,7 +34,17 @@ class LabelledImages(NamedTuple):
     test_labels: Tensor
     """As `train_labels`."""
     classes: int
-    """The number of classes; labels are 0 … classes − 1."""
+    """The number of classes; labels are 0 and up, below it."""
+
+    def to(self, device: torch.device) -> "LabelledImages":
+        """Returns the same samples on another device."""
+        return LabelledImages(
+            self.train_images.to(device),
+            self.train_labels.to(device),
+            self.test_images.to(device),
+            self.test_labels.to(device),
+            self.classes,
+        )
 
 
 def load_digits() -> LabelledImages:
@@ -76,7 +86,7 @@ def load_fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> LabelledIma
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: no {', '.join(missing)} (plain or .gz); Debian's package dataset-fashion-mnist installs them in "
+            f"{folder}: no {', '.join(missing)} (plain or .gz); Debian's package dataset-fashion-mnist puts them in "
             f"{FASHION_MNIST_FOLDER}, https://github.com/zalandoresearch/fashion-mnist offers them for download"
         )
     train_images, train_labels, test_images, test_labels = (path for path in paths if path is not None)
@@ -103,23 +113,17 @@ def read_idx(path: Path, magic: int) -> Tensor:
         try:
             content = gzip.decompress(content)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(
-                f"{path}: expected a complete gzip archive, found a damaged one ({error})"
-            ) from error
+            raise DataError(f"{path}: expected a complete gzip archive, found a damaged one ({error})") from error
     rank = magic & 0xFF
     header = 4 * (1 + rank)
     if len(content) < header:
-        raise DataError(
-            f"{path}: expected an IDX header of {header} bytes, found a file of {len(content)} bytes"
-        )
+        raise DataError(f"{path}: expected an IDX header of {header} bytes, found a file of {len(content)} bytes")
     found, *shape = struct.unpack(f">{1 + rank}I", content[:header])
     if found != magic:
         raise DataError(f"{path}: expected the IDX magic number {magic:#010x}, found {found:#010x}")
     expected = header + math.prod(shape)
     if len(content) != expected:
-        raise DataError(
-            f"{path}: expected {expected} bytes for the shape {shape}, found {len(content)} bytes"
-        )
+        raise DataError(f"{path}: expected {expected} bytes for the shape {shape}, found {len(content)} bytes")
     if 0 in shape:
         raise DataError(f"{path}: expected at least one sample and pixel, found the shape {shape}")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)
@@ -155,7 +159,7 @@ def _read_samples(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]
     images, labels = read_idx(images_path, _IMAGES), read_idx(labels_path, _LABELS)
     if images.shape[1:] != _FASHION_MNIST_SHAPE:
         raise DataError(
-            f"{images_path}: expected images of 28×28 pixels, found {images.shape[1]}×{images.shape[2]}"
+            f"{images_path}: expected images of 28 by 28 pixels, found {images.shape[1]} by {images.shape[2]}"
         )
     if len(images) != len(labels):
         raise DataError(

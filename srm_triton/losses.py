@@ -1,8 +1,8 @@
 """From output spikes to a loss and a prediction: the readout, which turns the gradient round, and what follows it.
 
-Spiking layers pass on ∂L/∂(spike time); a loss on spikes gives ∂L/∂(spike), of opposite sign. `spike_counts` and `count_loss`
-are readouts: they reverse the sign themselves, so they take the output layer's spikes as they are, and any ordinary loss may
-follow `spike_counts`. `reverse_gradient` is for readouts of one's own. Reversing twice is an error that they report.
+Spiking layers pass on ∂L/∂(spike time); a loss on spikes gives ∂L/∂(spike), of opposite sign. `spike_counts` and
+`count_loss` are readouts: they reverse the sign themselves, so they take the output layer's spikes as they are, and any
+ordinary loss may follow `spike_counts`. `reverse_gradient` is for readouts of one's own; both refuse what it returns.
 """
 
 import math
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srm_triton.checks import check_tensor, time_axes
-from srm_triton.ops.spiking_affine import _check_labels
+from srm_triton.checks import check_labels, check_tensor, time_axes
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -29,8 +28,9 @@ class _ReverseGradient(torch.autograd.Function):
 def reverse_gradient(spikes: Tensor) -> Tensor:
     """The readout: returns the spikes unchanged and reverses the sign of their gradient.
 
-    Spiking layers pass on ∂L/∂(spike time). A loss on spike counts or rates gives ∂L/∂(spike), and the two have opposite
-    signs: the earlier a spike, the stronger it is. So every network ends with this, and ordinary losses follow.
+    Spiking layers pass on ∂L/∂(spike time). A loss on spike counts or rates gives ∂L/∂(spike), and the two have
+    opposite signs: the earlier a spike, the stronger it is. So every network ends with this, or with `spike_counts` or
+    `count_loss`, which contain it, and ordinary losses follow.
 
     Args:
         spikes: output spikes, any shape.
@@ -72,23 +72,20 @@ def spike_counts(spikes: Tensor, *, batch_first: bool = True) -> Tensor:
     """
     check_tensor("spikes", spikes, time_axes(batch_first, "classes"))
     if not torch.compiler.is_compiling() and type(spikes.grad_fn).__name__ == "_ReverseGradientBackward":
-        raise ValueError(
-            "spikes must come straight from the output layer: their gradient is reversed already"
-        )
+        raise ValueError("spikes must come straight from the output layer: their gradient is reversed already")
     return reverse_gradient(spikes).sum(1 if batch_first else 0)
 
 
-def count_loss(
-    spikes: Tensor, labels: Tensor, *, desired: float, undesired: float, batch_first: bool = True
-) -> Tensor:
+def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: float, batch_first: bool = True) -> Tensor:
     """The count loss: the labelled neuron should fire at least `desired` times, every other at most `undesired` times.
 
-    With n spikes of a neuron in T steps and d = max(desired − n, 0) for the labelled neuron, d = max(n − undesired, 0) for
-    the others, the loss is the sum of ½·T·(d/T)² over the neurons, averaged over the batch: half the square of the distance
-    in units of T, at each step. There is no penalty beyond the targets. Source: the code of Zhu et al., NeurIPS 2022.
+    With n spikes of a neuron in T steps and d = max(desired − n, 0) for the labelled neuron, d = max(n − undesired, 0)
+    for the others, the loss is the sum of ½·T·(d/T)² over the neurons, averaged over the batch: half the square of the
+    distance in units of T, for each step. There is no penalty beyond the targets. Source: the code of Zhu et al.,
+    NeurIPS 2022, which sums over the batch.
 
-    It is a readout: it reverses the gradient's sign itself. Pass the output layer's spikes as they are, in training those
-    with the label spike (`LabelledSpikes.training_spikes`), since a silent neuron receives no gradient.
+    It is a readout: it reverses the gradient's sign itself. Pass the output layer's spikes as they are, in training
+    those with the label spike (`LabelledSpikes.training_spikes`), since a silent neuron receives no gradient.
 
     Args:
         spikes: output spikes, [batch, time, classes].
@@ -102,8 +99,8 @@ def count_loss(
 
     Raises:
         TypeError: if `spikes` is not a floating-point tensor or `labels` not an int64 tensor.
-        ValueError: for shapes that do not fit, an empty batch, labels or counts out of range, or `spikes` that come from
-            `reverse_gradient`, which would turn the sign back.
+        ValueError: for shapes that do not fit, an empty batch, labels or counts out of range, or `spikes` that come
+            from `reverse_gradient`, which would turn the sign back.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]], requires_grad=True)
@@ -117,7 +114,7 @@ def count_loss(
     counts = spike_counts(spikes, batch_first=batch_first)
     batch, classes = counts.shape
     steps = spikes.shape[1 if batch_first else 0]
-    _check_labels(labels, batch, classes)
+    check_labels(labels, "spikes", spikes, batch, classes)
     if batch == 0:
         raise ValueError("spikes must hold at least one sample, got an empty batch")
     if not (math.isfinite(undesired) and 0 <= undesired < desired <= steps):
@@ -133,8 +130,8 @@ def count_loss(
 def predict(spikes: Tensor, *, batch_first: bool = True) -> Tensor:
     """The class whose output neuron fires most; of equal counts, the one that fires earlier.
 
-    Spikes at step t = 0 … T−1 count 1.1 − t/(10·T), the weights of the published readout: below 40 steps they decide between
-    equal counts only.
+    Spikes at step t = 0 … T−1 count 1.1 − t/(10·T), the weights of the published readout: below 40 steps they decide
+    between equal counts only.
 
     Args:
         spikes: output spikes, [batch, time, classes].

@@ -1,0 +1,140 @@
+"""Figures of a training run, as PNG files. They need matplotlib, and none of its global state."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srm_triton.data import encode_direct
+from srm_triton.losses import predict
+from srm_triton.ops.srm_scan import SRMTrace, srm_trace
+from srm_triton.training import EpochRecord, SpikingClassifier, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SPIKE, _TARGET, _OTHER, _THRESHOLD = "#1b2a49", "#d1495b", "#5b7c99", "#9a9a9a"
+
+
+def plot_learning(history: list[EpochRecord], path: Path) -> None:
+    """Draws loss, accuracies and firing rates over the epochs.
+
+    Args:
+        history: one record for each epoch, at least one.
+        path: the PNG file to write.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib.
+    """
+    figure = _figure(11, 3.6)
+    loss, accuracy, rates = figure.subplots(1, 3)
+    epochs = [record.epoch for record in history]
+    style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.5}
+    loss.plot(epochs, [record.loss for record in history], color=_SPIKE, **style)
+    loss.set(title="Count loss", ylabel="training loss", yscale="log" if min(r.loss for r in history) > 0 else "linear")
+    for name, color in (("train", _OTHER), ("test", _TARGET)):
+        values = [100 * getattr(record, f"{name}_accuracy") for record in history]
+        accuracy.plot(epochs, values, color=color, label=f"{name}, at the end {values[-1]:.1f} %", **style)
+    accuracy.set(title="Accuracy", ylabel="samples that are right in %")
+    accuracy.legend(loc="lower right")
+    for name in history[-1].firing_rates:
+        rates.plot(epochs, [record.firing_rates[name] for record in history], label=name, **style)
+    rates.set(title="Firing rate on the test samples", ylabel="spikes per neuron and step")
+    rates.set_ylim(bottom=0)
+    rates.legend()
+    for axes in (loss, accuracy, rates):
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+@torch.no_grad()
+def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: int, path: Path) -> None:
+    """Draws what one sample does: spikes of every layer, and the membrane potential of each output neuron.
+
+    Args:
+        network: a trained classifier.
+        image: [height, width], on the network's device.
+        label: its class.
+        steps: number of time steps T.
+        path: the PNG file to write.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib.
+    """
+    layers = network.record(encode_direct(image[None], steps))
+    trace = _output_trace(network, encode_direct(image[None], steps))
+    prediction = int(predict(layers["output"]))
+    classes = layers["output"].shape[2]
+    columns = -(-classes // 2)
+
+    figure = _figure(12, 7.5)
+    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    above.suptitle(f"A test sample of class {label}, taken for class {prediction}")
+    input_axes, *rasters = above.subplots(1, 1 + len(layers))
+    input_axes.imshow(image.cpu().numpy(), cmap="gray_r")
+    input_axes.set(title="input, the same at every step", xlabel="column", ylabel="row")
+    for axes, (name, spikes) in zip(rasters, layers.items(), strict=True):
+        _draw_raster(axes, name, spikes[0].flatten(1).cpu())
+
+    below.suptitle("Membrane potential of the output neurons before the reset")
+    grid = below.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
+    for number, axes in enumerate(grid.flat):
+        if number < classes:
+            _draw_potential(axes, number, label, trace, network.output.neuron.threshold)
+        else:
+            axes.set_axis_off()
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    below.legend(handles, names, loc="outside lower center", ncols=len(names))
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+    below.supylabel("potential u, logarithmic beyond the threshold")
+    _save(figure, path)
+
+
+def _output_trace(network: SpikingClassifier, inputs: Tensor) -> SRMTrace:
+    output = network.output
+    current = F.linear(network.hidden(inputs), output.effective_weight())
+    return SRMTrace(*(values[0].cpu() for values in srm_trace(current, output.neuron)))
+
+
+def _draw_raster(axes: "Axes", name: str, spikes: Tensor) -> None:
+    steps, neurons = spikes.shape
+    step, neuron = spikes.numpy().nonzero()
+    size = max(2.0, min(10.0, 150 / neurons))
+    axes.scatter(step, neuron, marker="|", s=size**2, color=_SPIKE, linewidths=max(1.0, min(3.0, 30 / steps)))
+    axes.set(title=f"{name}, {len(step)} spikes", xlabel="step", ylabel="neuron")
+    axes.set(xlim=(-0.5, steps - 0.5), ylim=(-0.5, neurons - 0.5))
+    for axis_name, axis, count in (("x", axes.xaxis, steps), ("y", axes.yaxis, neurons)):
+        if count <= 10:
+            axis.set_ticks(range(count))
+        else:
+            axes.locator_params(axis=axis_name, integer=True)
+
+
+def _draw_potential(axes: "Axes", number: int, label: int, trace: SRMTrace, threshold: float) -> None:
+    membrane = trace.membrane[:, number].numpy()
+    (fired,) = trace.spikes[:, number].numpy().nonzero()
+    color = _TARGET if number == label else _OTHER
+    axes.axhline(threshold, color=_THRESHOLD, linestyle="--", linewidth=1, label="threshold")
+    axes.plot(membrane, color=color, marker=".", linewidth=1.5, label="_")
+    axes.plot(fired, membrane[fired], "v", color=_SPIKE, markersize=7, linestyle="none", label="spike")
+    axes.set_title(f"class {number}, the label" if number == label else f"class {number}", color=color, fontsize=10)
+    axes.set_yscale("symlog", linthresh=threshold)
+    axes.margins(y=0.15)
+    axes.grid(alpha=0.3)
+    axes.locator_params(axis="x", integer=True)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))

@@ -1,0 +1,131 @@
+"""Comparison of every Triton kernel with its eager reference on the device at hand.
+
+On a GPU the kernels run as compiled; on a CPU in Triton's interpreter (`TRITON_INTERPRET=1`, set before triton is imported).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from srm_triton.backend import Backend, requested_backend, use_backend
+from srm_triton.ops.batch_norm import batch_norm
+from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
+from srm_triton.parameters import SRMParameters
+
+_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+_SCAN_SHAPES = ((2, 5, 7), (1, 1, 1), (3, 19, 4, 2))
+_MATRIX_SHAPES = ((5, 3), (33, 70))
+
+Results = tuple[Tensor, ...]
+Operation = Callable[[], tuple[Results, Results]]
+"""Computes spikes, which must be identical, and values, which must agree to rounding."""
+
+
+class Comparison(NamedTuple):
+    """How far a kernel is from its reference."""
+
+    operation: str
+    """Name of the operation."""
+    dtype: str
+    """Of its inputs."""
+    shape: tuple[int, ...]
+    """Of its first input."""
+    error: float
+    """Largest difference of a value, in units of the largest value of its tensor."""
+    tolerance: float
+    """The largest error that rounding explains."""
+    identical: bool | None
+    """Whether all spikes are the same; None for an operation without spikes."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the kernel agrees with the reference."""
+        return self.error <= self.tolerance and self.identical is not False
+
+
+def verify(device: torch.device) -> Iterator[Comparison]:
+    """Compares kernels and references, one operation, dtype and shape after the other.
+
+    Args:
+        device: a GPU, or the CPU for Triton's interpreter.
+
+    Yields:
+        One comparison each.
+
+    Raises:
+        RuntimeError: on a CPU, if Triton does not interpret its kernels.
+    """
+    for dtype, tolerance in _TOLERANCES.items():
+        for name, shape, operation in _operations(device, dtype):
+            spikes, values = _run("triton", operation)
+            expected_spikes, expected_values = _run("reference", operation)
+            identical = all(map(torch.equal, spikes, expected_spikes)) if spikes else None
+            error = max((_relative_error(*pair) for pair in zip(values, expected_values, strict=True)), default=0.0)
+            yield Comparison(name, str(dtype).removeprefix("torch."), shape, error, tolerance, identical)
+
+
+def _run(backend: Backend, operation: Operation) -> tuple[Results, Results]:
+    with use_backend(backend):
+        return operation()
+
+
+def _relative_error(value: Tensor, expected: Tensor) -> float:
+    if value.shape != expected.shape or value.dtype != expected.dtype:
+        return float("inf")
+    difference = (value.double() - expected.double()).abs().max()
+    scale = expected.double().abs().max()
+    return float(difference / scale if scale > 0 else difference)
+
+
+def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], Operation]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    for shape in _SCAN_SHAPES:
+        current = normal(shape) + 0.5
+        grad = normal(shape)
+        for time_axis, layout in ((1, "batch first"), (0, "time first")):
+            yield f"srm_scan forward, {layout}", shape, _scan_forward(current, time_axis)
+            yield f"srm_scan backward, {layout}", shape, _scan_backward(current, grad, time_axis, None)
+        yield "srm_scan backward, given events", shape, _scan_backward(current, grad, 1, (grad > 0).to(dtype))
+        yield "srm_trace", shape, _trace(current)
+    for shape in _MATRIX_SHAPES:
+        for dim in (0, 1):
+            inputs, grad = normal(shape), normal(shape)
+            weight, bias = normal(shape[1 - dim : 2 - dim]), normal(shape[1 - dim : 2 - dim])
+            yield f"batch_norm over axis {dim}", shape, _batch_norm(inputs, weight, bias, grad, dim)
+
+
+def _scan_forward(current: Tensor, time_axis: int) -> Operation:
+    return lambda: ((scan_forward(current, SRMParameters(), time_axis, False)[0],), ())
+
+
+def _scan_backward(current: Tensor, grad: Tensor, time_axis: int, events: Tensor | None) -> Operation:
+    def run() -> tuple[Results, Results]:
+        spikes, states = scan_forward(current, SRMParameters(), time_axis, True)
+        backend = requested_backend()
+        paths = scan_backward(grad, current, states, events, SRMParameters(), time_axis, True, True, backend)
+        return (spikes,), paths
+
+    return run
+
+
+def _trace(current: Tensor) -> Operation:
+    def run() -> tuple[Results, Results]:
+        spikes, *values = srm_trace(current)
+        return (spikes,), tuple(values)
+
+    return run
+
+
+def _batch_norm(inputs: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, dim: int) -> Operation:
+    def run() -> tuple[Results, Results]:
+        leaves = [tensor.detach().requires_grad_() for tensor in (inputs, weight, bias)]
+        outputs = batch_norm(*leaves, dim=dim, eps=1e-5)
+        return (), (outputs.detach(), *torch.autograd.grad(outputs, leaves, grad))
+
+    return run
