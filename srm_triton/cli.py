@@ -155,8 +155,8 @@ def _resume(options: argparse.Namespace, folder: Path, device: torch.device) -> 
         saved = getattr(checkpoint.config, name)
         if value != saved:
             raise CheckpointError(
-                f"{checkpoint.path}: its run has {name} = {saved}, the command line says {value}; leave the option away "
-                "to go on, or choose another --output"
+                f"{checkpoint.path}: its run has {name} = {saved}, the command line says {value}; leave the option "
+                "out to go on, or choose another --output"
             )
     return training.TrainingRun.resume(checkpoint, _load_data(checkpoint.config, options), device)
 

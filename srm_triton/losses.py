@@ -67,8 +67,8 @@ def spike_counts(spikes: Tensor, *, batch_first: bool = True) -> Tensor:
         >>> counts.tolist()
         [[2.0, 1.0]]
         >>> counts[0, 0].backward()
-        >>> spikes.grad.tolist()
-        [[[-1.0, 0.0], [-1.0, 0.0]]]
+        >>> spikes.grad[0, :, 0].tolist()
+        [-1.0, -1.0]
     """
     check_tensor("spikes", spikes, time_axes(batch_first, "classes"))
     if not torch.compiler.is_compiling() and type(spikes.grad_fn).__name__ == "_ReverseGradientBackward":

@@ -1,7 +1,7 @@
 """Figures of a training run, as PNG files. They need matplotlib, and none of its global state."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: in
     columns = -(-classes // 2)
 
     figure = _figure(12, 7.5)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    above, below = cast("Any", figure.subfigures(2, 1, height_ratios=(1.1, 1)))
     above.suptitle(f"A test sample of class {label}, taken for class {prediction}")
     input_axes, *rasters = above.subplots(1, 1 + len(layers))
     input_axes.imshow(image.cpu().numpy(), cmap="gray_r")
@@ -81,7 +81,7 @@ def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: in
     for axes, (name, spikes) in zip(rasters, layers.items(), strict=True):
         _draw_raster(axes, name, spikes[0].flatten(1).cpu())
 
-    below.suptitle("Membrane potential of the output neurons before the reset")
+    below.suptitle("Membrane potential of the output neurons before the reset, logarithmic beyond the threshold")
     grid = below.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
     for number, axes in enumerate(grid.flat):
         if number < classes:
@@ -92,7 +92,7 @@ def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: in
     below.legend(handles, names, loc="outside lower center", ncols=len(names))
     for axes in grid[-1]:
         axes.set_xlabel("step")
-    below.supylabel("potential u, logarithmic beyond the threshold")
+    below.supylabel("potential u")
     _save(figure, path)
 
 
@@ -109,11 +109,10 @@ def _draw_raster(axes: "Axes", name: str, spikes: Tensor) -> None:
     axes.scatter(step, neuron, marker="|", s=size**2, color=_SPIKE, linewidths=max(1.0, min(3.0, 30 / steps)))
     axes.set(title=f"{name}, {len(step)} spikes", xlabel="step", ylabel="neuron")
     axes.set(xlim=(-0.5, steps - 0.5), ylim=(-0.5, neurons - 0.5))
-    for axis_name, axis, count in (("x", axes.xaxis, steps), ("y", axes.yaxis, neurons)):
+    axes.locator_params(integer=True)
+    for axis, count in ((axes.xaxis, steps), (axes.yaxis, neurons)):
         if count <= 10:
             axis.set_ticks(range(count))
-        else:
-            axes.locator_params(axis=axis_name, integer=True)
 
 
 def _draw_potential(axes: "Axes", number: int, label: int, trace: SRMTrace, threshold: float) -> None:

@@ -1,7 +1,7 @@
 """Training of a classifier of spiking layers: configuration, network, loop over epochs, and checkpoints that resume it.
 
-An interrupted run that is resumed ends with the weights and the history of one that was not: a checkpoint holds all that
-the next epoch depends on, and it replaces the last one only once it is complete.
+An interrupted run that is resumed ends with the weights and the history of one that was not: a checkpoint holds all
+that the next epoch depends on, and it replaces the last one only once it is complete.
 """
 
 import json
@@ -277,8 +277,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 class TrainingRun:
     """A network in training, from one epoch to the next.
 
-    `TrainingRun.start` makes a fresh one, `TrainingRun.resume` one that goes on from a checkpoint. On one machine with one
-    number of threads, the same configuration gives the same weights and history (on a GPU, if its convolutions do).
+    `TrainingRun.start` makes a fresh one, `TrainingRun.resume` one that goes on from a checkpoint. On one machine with
+    one number of threads, the same configuration gives the same weights and history (on a GPU, if its convolutions do).
 
     Args:
         config: what to train.

@@ -1,6 +1,7 @@
 """Comparison of every Triton kernel with its eager reference on the device at hand.
 
-On a GPU the kernels run as compiled; on a CPU in Triton's interpreter (`TRITON_INTERPRET=1`, set before triton is imported).
+On a GPU the kernels run as compiled; on a CPU in Triton's interpreter (`TRITON_INTERPRET=1`, set before triton is
+imported).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
 from srm_triton.parameters import SRMParameters
 
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-_SCAN_SHAPES = ((2, 5, 7), (1, 1, 1), (3, 19, 4, 2))
-_MATRIX_SHAPES = ((5, 3), (33, 70))
+_SCAN_SHAPES: tuple[tuple[int, ...], ...] = ((2, 5, 7), (1, 1, 1), (3, 19, 4, 2))
+_MATRIX_SHAPES: tuple[tuple[int, ...], ...] = ((5, 3), (33, 70))
 
 Results = tuple[Tensor, ...]
 Operation = Callable[[], tuple[Results, Results]]
