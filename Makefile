@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.NOTPARALLEL:
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/demo
-	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite
+	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
 	$(BIN)/srm-triton verify
 
 test: $(VENV)/test
@@ -17,12 +18,16 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/docs
+	$(BIN)/python -m pdoc --docformat google --output-directory build/docs srm_triton srm_triton.compat \
+	    srm_triton.ops.srm_scan srm_triton.ops.batch_norm srm_triton.ops.spiking_affine srm_triton.training
+
 clean:
 	rm -rf $(VENV) build runs *.egg-info
 
-$(VENV)/demo $(VENV)/test: $(VENV)/%: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo$(if $(filter test,$*),$(comma)test)]'
-	touch $@
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv --clear $(VENV)
 
-comma := ,
+$(VENV)/demo $(VENV)/test $(VENV)/docs: $(VENV)/%: pyproject.toml constraints.txt Makefile | $(VENV)/bin/pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]'
+	touch $@

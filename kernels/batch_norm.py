@@ -19,7 +19,7 @@ from triton import language as tl
 from . import launch
 
 TILE = 2048  # elements that a program holds at a time
-WHOLE = 16384  # the most that it holds where that spares a second pass; half of it in float64
+WHOLE = 16384  # the most that it holds where that spares a second pass; a quarter of it in float64
 MAX_SPLITS = 64
 PROGRAMS = 512  # as many as fill a device
 SECTOR = 32  # bytes that a memory access moves at least
@@ -372,7 +372,7 @@ class Tile:
 
 def choose_tile(samples: int, features: int, samples_adjacent: bool, dtype: torch.dtype) -> Tile:
     """A tile with whole columns where that leaves accesses coalesced, else tiles that split the samples."""
-    whole = WHOLE // 2 if dtype == torch.float64 else WHOLE
+    whole = WHOLE // 4 if dtype == torch.float64 else WHOLE
     tile, programs = (whole, 1) if launch.interpreted() else (TILE, PROGRAMS)  # interpreted programs cost the same
     per_warp = 256 if dtype == torch.float64 else 512
     samples_ceiling, features_ceiling = triton.next_power_of_2(samples), triton.next_power_of_2(features)

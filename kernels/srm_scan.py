@@ -237,19 +237,21 @@ def forward(
 
     `constants` are the decays of membrane, synapse and gradient, the amplitude and the threshold.
 
-    `states` is [chunks - 1, 3, neurons]: membrane, synapse and gradient state at the start of each chunk but the first.
+    `states` is [chunks - 1, 3, *neurons], contiguous: membrane, synapse and gradient state at the start of each chunk
+    but the first.
     """
     x = launch.outer_time_inner(current, spikes, time_axis)
     outer, steps, inner = x.shape
     chunks, chunk, rest = split_time(steps)
     tile = choose_tile(outer, inner, elements_per_thread=2)
+    ordered_states = None if states is None else _in_memory_order(states, spikes, time_axis)
     with launch.device_of(current):
         srm_scan_forward_kernel[tile.grid(outer, inner)](
             x,
             spikes,
             membrane,
             gradient_trace,
-            states,
+            ordered_states,
             chunks,
             rest,
             outer,
@@ -265,6 +267,22 @@ def forward(
             num_warps=tile.num_warps,
             enable_fp_fusion=False,
         )
+    if states is not None and ordered_states.data_ptr() != states.data_ptr():
+        order = _neuron_order(spikes, time_axis)
+        shape = [states.shape[2 + axis] for axis in order]
+        states.permute(0, 1, *(2 + axis for axis in order)).copy_(ordered_states.view(*states.shape[:2], *shape))
+
+
+def _neuron_order(like: torch.Tensor, time_axis: int) -> list[int]:
+    """The axes of `like` but time, counted without it, from the outermost in memory to the innermost."""
+    neurons = like.select(time_axis, 0)
+    return sorted(range(neurons.dim()), key=lambda axis: -neurons.stride(axis))
+
+
+def _in_memory_order(states: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor:
+    """`states` with their neurons as the kernels count them, in the memory order of `like`; copies only if it must."""
+    order = _neuron_order(like, time_axis)
+    return states.permute(0, 1, *(2 + axis for axis in order)).reshape(*states.shape[:2], -1)
 
 
 def backward(
@@ -287,6 +305,8 @@ def backward(
     outer, steps, inner = x.shape
     chunks, chunk, rest = split_time(steps)
     tile = choose_tile(outer, inner, elements_per_thread=1)
+    if states is not None:
+        states = _in_memory_order(states, layout, time_axis).contiguous()
     with launch.device_of(current):
         srm_scan_backward_kernel[tile.grid(outer, inner)](
             grad,

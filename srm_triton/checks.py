@@ -58,6 +58,36 @@ def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> 
         raise ValueError(f"{name} must have {size} entries on axis {axis} ({meaning}), got {list(value.shape)}")
 
 
+def check_number(name: str, value: Any, smallest: float, *, whole: bool = False, above: bool = False) -> None:
+    """Checks that `value` is a finite number, or with `whole` an integer, at least `smallest` (with `above`, more).
+
+    Raises:
+        TypeError: for another type.
+        ValueError: for another value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise TypeError(
+            f"{name} must be {'an int' if whole else 'a number'}, got {value!r} of type {type(value).__name__}"
+        )
+    if not smallest <= value < float("inf") or (above and value == smallest):
+        raise ValueError(f"{name} must be finite and {'>' if above else '≥'} {smallest}, got {value}")
+
+
+def check_pair(name: str, value: Any, smallest: int) -> tuple[int, int]:
+    """Returns an int or a pair of them as a pair (height, width).
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for an int below `smallest`.
+    """
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"{name} must be an int or a pair of them (height, width), got {value!r}")
+    for size in pair:
+        check_number(name, size, smallest, whole=True)
+    return pair[0], pair[1]
+
+
 def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> None:
     """Checks that `labels` are int64 [batch], in 0 … classes − 1, on the device of `reference`.
 

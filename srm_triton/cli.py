@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,10 +19,15 @@ from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.training import CHECKPOINT, LEARNING_PLOT, METRICS, SAMPLE_PLOT, CheckpointError, TrainingConfig
 
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
+DEMO_PACKAGES = ("matplotlib", "numpy", "sklearn", "tqdm")
+RUN_FILES = (CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 for a difference that `verify` found, 2 for an error.
+    """Runs a command and returns its exit code.
+
+    0 for success, 1 for a difference that `verify` found or an accuracy below the wanted one, 2 for an error, 130 after
+    Ctrl-C.
 
     Args:
         arguments: what follows the command's name; None stands for those of this process.
@@ -29,9 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
+    except KeyboardInterrupt:
+        print("srm-triton: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except ModuleNotFoundError as error:
-        print(f"srm-triton: error: {error.name} is missing; pip install 'srm-triton[demo]'", file=sys.stderr)
-    except (OSError, ValueError) as error:
+        remedy = "; in a clone: pip install '.[demo]'" if error.name in DEMO_PACKAGES else ""
+        print(f"srm-triton: error: the package {error.name} is missing{remedy}", file=sys.stderr)
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         print(f"srm-triton: error: {error}", file=sys.stderr)
     return 2
 
@@ -66,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
     train.add_argument("--output", type=Path, default=Path("runs/train"), help="run folder (default: %(default)s)")
+    train.add_argument("--minimum-accuracy", type=float, default=0.0, help="exit with 1 if the test accuracy is lower")
     train.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
     train.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
 
@@ -81,8 +92,6 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     for package in ("tqdm", "matplotlib"):
         importlib.import_module(package)  # rather now than after the last epoch
-    from srm_triton.plots import plot_learning, plot_sample
-
     device = _device(options.device)
     folder: Path = options.output
     run = _resume(options, folder, device) if options.resume else _start(options, folder, device)
@@ -98,20 +107,33 @@ def _train(options: argparse.Namespace) -> int:
     try:
         training.train(run, folder)
     except KeyboardInterrupt:
+        saved = len(training.load_checkpoint(folder / CHECKPOINT).history)
+        place = "" if config.data == "digits" else f" --data-folder {shlex.quote(str(options.data_folder))}"
         print(
-            f"\nInterrupted after epoch {len(run.history)} of {config.epochs}, which is saved. "
-            f"Go on with: srm-triton train --output {folder} --resume",
+            f"\nInterrupted after epoch {saved} of {config.epochs}, which is saved. "
+            f"Go on with: srm-triton train --output {shlex.quote(str(folder))}{place} --resume",
             file=sys.stderr,
         )
         return INTERRUPTED
+    _report(run, folder)
+    accuracy = run.history[-1].test_accuracy
+    if accuracy < options.minimum_accuracy:
+        print(f"srm-triton: the test accuracy {accuracy:.2%} is below {options.minimum_accuracy:.2%}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(run: training.TrainingRun, folder: Path) -> None:
+    from srm_triton.plots import plot_learning, plot_sample
+
+    config = run.config
     run.save_metrics(folder / METRICS)
     plot_learning(run.history, folder / LEARNING_PLOT)
     image, label = run.data.test_images[0], int(run.data.test_labels[0])
     plot_sample(run.network, image, label, config.steps, folder / SAMPLE_PLOT)
     print(f"test accuracy {run.history[-1].test_accuracy:.2%} after {config.epochs} epochs, {run.seconds:.1f} s")
-    for name in (CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT):
+    for name in RUN_FILES:
         print(f"  {folder / name}")
-    return 0
 
 
 def _device(name: str) -> torch.device:
@@ -134,8 +156,10 @@ def _load_data(config: TrainingConfig, options: argparse.Namespace) -> data.Labe
 
 def _start(options: argparse.Namespace, folder: Path, device: torch.device) -> training.TrainingRun:
     config = TrainingConfig(**_given(options))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {folder}: is a file; choose a folder")
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = set(present) - {CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT}
+    foreign = set(present) - {*RUN_FILES, *(training.partial(Path(name)).name for name in RUN_FILES)}
     if foreign:
         raise ValueError(f"--output {folder}: holds {min(foreign)}, which is no part of a run; choose another folder")
     if present and not options.overwrite:
@@ -150,6 +174,8 @@ def _start(options: argparse.Namespace, folder: Path, device: torch.device) -> t
 def _resume(options: argparse.Namespace, folder: Path, device: torch.device) -> training.TrainingRun:
     if options.overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
+    if not (folder / CHECKPOINT).is_file():
+        raise ValueError(f"--output {folder}: holds no {CHECKPOINT} to go on from; leave out --resume to start a run")
     checkpoint = training.load_checkpoint(folder / CHECKPOINT)
     for name, value in _given(options).items():
         saved = getattr(checkpoint.config, name)

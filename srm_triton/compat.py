@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from srm_triton.checks import check_size, check_tensor
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
-from srm_triton.ops.spiking_affine import srm_conv2d, srm_linear
+from srm_triton.ops.spiking_affine import refuse_second_derivatives, srm_conv2d, srm_linear
 from srm_triton.ops.srm_scan import srm_trace
 from srm_triton.parameters import SRMParameters
 
@@ -44,6 +45,10 @@ def BN1dForward(
         >>> varx
         tensor([2.])
     """
+    check_tensor("inputs", inputs, "[samples, features]")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        check_tensor(name, vector, "[features]")
+        check_size(name, vector, 0, inputs.shape[-1], "columns of inputs")
     normx, _, varx = batch_norm_with_statistics(inputs, dim=0, eps=float(eps), correction=1)
     return normx * weight + bias, normx, varx.to(inputs.dtype)
 
@@ -109,16 +114,19 @@ class srmNeuronFunc:
             The gradients along the path to the weights and along the path to earlier spike times.
         """
         steps = spikes.shape[1]
+        if min(len(epsw), len(epst)) < steps:
+            raise ValueError(f"epsw and epst must have at least {steps} entries, got {len(epsw)} and {len(epst)}")
         time = torch.arange(steps, device=spikes.device).view(1, -1, *[1] * (spikes.dim() - 2))
         next_spike = torch.where(spikes > 0, time, steps).flip(1).cummin(1).values.flip(1)
         follows = next_spike < steps
         next_spike = torch.where(follows, next_spike, time)
-        w = (-1 / delta_u).clamp(-4, 0) * grad_out
-        v = (-1 / delta_ut).clamp(-SRMParameters().gradient_slope_limit, 0) * grad_out
+        precise = torch.promote_types(grad_out.dtype, torch.float32)
+        w = (-1 / delta_u.to(precise)).clamp(-4, 0) * grad_out
+        v = (-1 / delta_ut.to(precise)).clamp(-SRMParameters().gradient_slope_limit, 0) * grad_out
         distance = next_spike - time
         grad_w = torch.where(follows, w.gather(1, next_spike) * epsw.to(w)[distance], 0)
         grad_t = torch.where(follows, v.gather(1, next_spike) * epst.to(v)[distance], 0)
-        return grad_w, grad_t
+        return grad_w.to(grad_out.dtype), grad_t.to(grad_out.dtype)
 
 
 class srmLinearFunc(torch.autograd.Function):
@@ -145,6 +153,8 @@ class srmLinearFunc(torch.autograd.Function):
         epst: Tensor,
     ) -> Tensor:
         """See the class."""
+        if (bn_weight is None) != (bn_bias is None):
+            raise ValueError("bn_weight and bn_bias must both be tensors or both None")
         normx = varx = None
         effective = weight.t()
         if bn_weight is not None and bn_bias is not None:
@@ -165,7 +175,8 @@ class srmLinearFunc(torch.autograd.Function):
         if bn_weight is not None:
             grad_x, grad_bn_weight, grad_bn_bias = BN1dBackward(grad_weight.t(), normx, varx, ctx.eps, bn_weight)
             grad_weight = grad_x.t()
-        return grad_inputs, grad_weight, grad_bn_weight, grad_bn_bias, *[None] * 7
+        gradients = (grad_inputs, grad_weight, grad_bn_weight, grad_bn_bias)
+        return *refuse_second_derivatives(gradients, (inputs, effective, bn_weight)), *[None] * 7
 
 
 class _SeedLayer(nn.Module):

@@ -36,6 +36,14 @@ class LabelledImages(NamedTuple):
     classes: int
     """The number of classes; labels are 0 and up, below it."""
 
+    def checksum(self) -> int:
+        """A CRC-32 of all samples, which tells other data from the same."""
+        checksum = self.classes
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            shaped = repr(list(tensor.shape)).encode()
+            checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, zlib.crc32(shaped, checksum))
+        return checksum
+
     def to(self, device: torch.device) -> "LabelledImages":
         """Returns the same samples on another device."""
         return LabelledImages(

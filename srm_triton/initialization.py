@@ -1,11 +1,15 @@
 """Starting values that depend on data."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from srm_triton.checks import check_number
 from srm_triton.layers import SRMLayer
+
+SMALLEST_FACTOR, LARGEST_FACTOR = 0.05, 500.0
 
 
 @torch.no_grad()
@@ -30,7 +34,9 @@ def calibrate_gain(
         The firing rate reached, in spikes per neuron and step, by the layer's name.
 
     Raises:
-        ValueError: if no layer has a normalisation, or a layer stays silent at the largest gain.
+        TypeError: if `spikes_per_neuron` or `tolerance` is not a number.
+        ValueError: if no layer has a normalisation, a layer runs twice or on empty inputs, or its rate cannot be
+            reached within these gains. The gains are then as they were.
 
     Example:
         >>> from srm_triton import SRMLinear
@@ -38,8 +44,8 @@ def calibrate_gain(
         >>> 0.1 < rates["0"] < 0.15
         True
     """
-    if not spikes_per_neuron > 0:
-        raise ValueError(f"spikes_per_neuron must be > 0, got {spikes_per_neuron}")
+    check_number("spikes_per_neuron", spikes_per_neuron, 0, above=True)
+    check_number("tolerance", tolerance, 1e-6)
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -47,40 +53,54 @@ def calibrate_gain(
     }
     if not layers:
         raise ValueError("model must contain an SRMLinear or SRMConv2d with weight_norm=True")
+    initial = {name: _gain(layer).clone() for name, layer in layers.items()}
     rates: dict[str, float] = {}
 
     def calibrate(name: str, layer: SRMLayer, layer_inputs: Tensor) -> None:
-        def rate() -> float:
-            spikes: Tensor = layer.forward(layer_inputs)
-            time_axis = 1 if layer.batch_first else 0
-            steps = spikes.shape[time_axis]
-            start = steps * 2 // 3
-            late = spikes.narrow(time_axis, start, steps - start)
+        if name in rates:
+            raise ValueError(f"layer {name!r} runs twice in the model; one gain cannot suit both")
+        if layer_inputs.numel() == 0:
+            raise ValueError(f"inputs of layer {name!r} must not be empty, got the shape {list(layer_inputs.shape)}")
+        time_axis = 1 if layer.batch_first else 0
+        steps = layer_inputs.shape[time_axis]
+        start = steps * 2 // 3
+
+        def spikes_at(factor: float) -> float:
+            _gain(layer).copy_(initial[name] * factor)
+            late = layer.forward(layer_inputs).narrow(time_axis, start, steps - start)
             rates[name] = float(late.float().mean())
             return rates[name] * steps
 
-        assert layer.norm_weight is not None
-        initial = layer.norm_weight.clone()
-        low, high = 0.05, 500.0
-        layer.norm_weight.copy_(initial * high)
-        if rate() == 0:
-            layer.norm_weight.copy_(initial)
-            raise ValueError(f"layer {name!r} stays silent at {high:g} times its gain: inputs do not drive it")
+        low, high = SMALLEST_FACTOR, LARGEST_FACTOR
+        fewest, most = spikes_at(low), spikes_at(high)
+        if not fewest <= spikes_per_neuron <= most:
+            raise ValueError(
+                f"spikes_per_neuron must be within reach of layer {name!r}, {fewest:.3g} to {most:.3g} spikes in "
+                f"{steps} steps at {low:g} to {high:g} times its gain, got {spikes_per_neuron}"
+            )
         while high / low > 1 + tolerance:
             factor = math.sqrt(low * high)
-            layer.norm_weight.copy_(initial * factor)
-            if rate() > spikes_per_neuron:
+            if spikes_at(factor) > spikes_per_neuron:
                 high = factor
             else:
                 low = factor
 
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: calibrate(name, layer, args[0]))
-        for name, layer in layers.items()
-    ]
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, args, kwargs: calibrate(name, layer, args[0] if args else kwargs["inputs"])
+
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model(inputs)
+    except BaseException:
+        for name, layer in layers.items():
+            _gain(layer).copy_(initial[name])
+        raise
     finally:
         for handle in handles:
             handle.remove()
     return rates
+
+
+def _gain(layer: SRMLayer) -> Tensor:
+    assert layer.norm_weight is not None
+    return layer.norm_weight

@@ -5,9 +5,8 @@ from typing import Any, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
-from srm_triton.checks import check_tensor, time_axes
+from srm_triton.checks import check_number, check_pair, check_tensor, time_axes
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
 from srm_triton.ops.spiking_affine import LabelledSpikes, srm_conv2d, srm_linear
 from srm_triton.ops.srm_scan import srm_scan
@@ -68,10 +67,8 @@ class SRMLayer(nn.Module):
         fan_in = torch.Size(weight_shape[1:]).numel()
         if weight_norm and fan_in < 2:
             raise ValueError(f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False")
-        if not 0 < eps < float("inf"):
-            raise ValueError(f"eps must be finite and > 0, got {eps}")
-        if not 0 <= time_gradient_scale < float("inf"):
-            raise ValueError(f"time_gradient_scale must be finite and ≥ 0, got {time_gradient_scale}")
+        check_number("eps", eps, 0, above=True)
+        check_number("time_gradient_scale", time_gradient_scale, 0)
         self.neuron = check_parameters(parameters)
         self.eps = eps
         self.time_gradient_scale = time_gradient_scale
@@ -87,7 +84,9 @@ class SRMLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Sets an orthogonal weight, gains of 1 and offsets of 0."""
-        nn.init.orthogonal_(self.weight)
+        exact = torch.promote_types(self.weight.dtype, torch.float32)  # the decomposition knows no half precision
+        with torch.no_grad():
+            self.weight.copy_(nn.init.orthogonal_(torch.empty_like(self.weight, dtype=exact)))
         if self.norm_weight is not None and self.norm_bias is not None:
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)
@@ -222,11 +221,11 @@ class SRMConv2d(SRMLayer):
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got {groups} for {in_channels} and {out_channels}"
             )
-        kernel = _pair(kernel_size)
+        kernel = check_pair("kernel_size", kernel_size, 1)
         shape = (out_channels, in_channels // groups, *kernel)
         super().__init__(shape, parameters, weight_norm, eps, time_gradient_scale, batch_first, device, dtype)
-        self.stride = _pair(stride)
-        self.dilation = _pair(dilation)
+        self.stride = check_pair("stride", stride, 1)
+        self.dilation = check_pair("dilation", dilation, 1)
         self.groups = groups
         self.padding, self.uneven_padding = _resolve_padding(padding, kernel, self.stride, self.dilation)
 
@@ -269,7 +268,7 @@ def _resolve_padding(
         padding = 0
     if isinstance(padding, str):
         raise ValueError(f'padding must be an int, a pair, "valid" or "same", got {padding!r}')
-    return _pair(padding), (0, 0, 0, 0)
+    return check_pair("padding", padding, 0), (0, 0, 0, 0)
 
 
 class _ShareByActivity(torch.autograd.Function):
@@ -315,9 +314,9 @@ class SpikeAvgPool2d(nn.Module):
         padding: int | tuple[int, int] = 0,
     ) -> None:
         super().__init__()
-        self.kernel_size = _pair(kernel_size)
-        self.stride = self.kernel_size if stride is None else _pair(stride)
-        self.padding = _pair(padding)
+        self.kernel_size = check_pair("kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else check_pair("stride", stride, 1)
+        self.padding = check_pair("padding", padding, 0)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the averages of the windows."""
@@ -334,6 +333,8 @@ class SpikeAvgPool2d(nn.Module):
 class BatchNorm1d(nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` on this package's batch-norm kernels: same arguments, statistics and `state_dict`.
 
+    It differs in one point: in training it cannot be differentiated twice.
+
     Shape:
         [batch, features] or [batch, features, length] to the same.
 
@@ -348,25 +349,31 @@ class BatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalises by the batch's statistics in training, by the running ones in evaluation."""
-        if not self.training and self.running_mean is not None:
+        by_batch = self.training or self.running_mean is None
+        if not by_batch or inputs.numel() == 0:
             return super().forward(inputs)
         self._check_input_dim(inputs)
         check_tensor("inputs", inputs)
         if inputs.shape[1] != self.num_features:
             raise ValueError(f"inputs must have {self.num_features} features on axis 1, got {list(inputs.shape)}")
         samples = inputs.movedim(1, -1).reshape(-1, self.num_features)
-        if self.training and samples.shape[0] == 1:
-            raise ValueError(f"training needs more than one value per feature, got inputs of {list(inputs.shape)}")
+        if samples.shape[0] == 1:
+            raise ValueError(
+                f"inputs must have more than one value per feature for a variance, got the shape {list(inputs.shape)}"
+            )
         outputs, mean, variance = batch_norm_with_statistics(
             samples, self.weight, self.bias, dim=0, eps=self.eps, correction=0
         )
         if self.training and self.running_mean is not None:
             self._update_running_statistics(mean, variance, samples.shape[0])
-        return outputs.unflatten(0, (inputs.shape[0], *inputs.shape[2:])).movedim(-1, 1)
+        return outputs.unflatten(0, (inputs.shape[0], *inputs.shape[2:])).movedim(-1, 1).contiguous()
 
     def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        assert self.running_mean is not None and self.running_var is not None
+        momentum: Any = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1 / self.num_batches_tracked
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), momentum)

@@ -112,6 +112,7 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
         [[[0.5, -0.5], [0.5, -0.5]]]
     """
     counts = spike_counts(spikes, batch_first=batch_first)
+    counts = counts.to(torch.promote_types(counts.dtype, torch.float32))  # squares overflow in half precision
     batch, classes = counts.shape
     steps = spikes.shape[1 if batch_first else 0]
     check_labels(labels, "spikes", spikes, batch, classes)

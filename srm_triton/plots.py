@@ -131,8 +131,9 @@ def _draw_potential(axes: "Axes", number: int, label: int, trace: SRMTrace, thre
 
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05))
 
 
 def _save(figure: "Figure", path: Path) -> None:

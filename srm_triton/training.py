@@ -68,8 +68,8 @@ class TrainingConfig:
     epochs: int = 40
     batch_size: int = 64
     learning_rate: float = 3e-3
-    desired_rate: float = 0.625
-    undesired_rate: float = 0.125
+    desired_rate: float = 0.5
+    undesired_rate: float = 0.0
     spikes_per_neuron: float = 1.0
     seed: int = 0
 
@@ -185,6 +185,10 @@ def _build_conv(hidden: tuple[int, ...], positions: int, classes: int) -> Spikin
 # Checkpoints
 
 
+class DivergedError(ValueError):
+    """The gradient is no longer finite, so training cannot go on."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file, what was found and what is allowed."""
 
@@ -211,6 +215,7 @@ class Checkpoint(NamedTuple):
     config: TrainingConfig
     history: list[EpochRecord]
     seconds: float
+    data_checksum: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
@@ -252,6 +257,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, config, history, **parts)
 
 
+def partial(path: Path) -> Path:
+    """The temporary file of `write_atomically`; one is left behind only by a process that was killed."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with the name of a temporary file beside `path`, which then takes its place.
 
@@ -261,7 +271,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path: the file to write.
         write: writes the file that it is given the name of.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = partial(path)
     try:
         write(temporary)
         with temporary.open("rb+") as file:
@@ -295,6 +305,7 @@ class TrainingRun:
         self.config = config
         self.device = device
         self.data = data.to(device)
+        self.data_checksum = data.checksum()
         height, width = data.train_images.shape[1:]
         self.network = build_network(config, (height, width), data.classes).to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate)
@@ -318,9 +329,11 @@ class TrainingRun:
         """The run of a checkpoint.
 
         Raises:
-            CheckpointError: if its tensors do not fit its configuration and the data.
+            CheckpointError: if its tensors do not fit its configuration, or the data are not those of the run.
         """
         run = cls(checkpoint.config, data, device)
+        if checkpoint.data_checksum != run.data_checksum:
+            raise CheckpointError(f"{checkpoint.path}: expected the samples that its run began with, found others")
         try:
             run.network.load_state_dict(checkpoint.model)
             run.optimizer.load_state_dict(checkpoint.optimizer)
@@ -343,6 +356,7 @@ class TrainingRun:
             "config": asdict(self.config),
             "history": [record._asdict() for record in self.history],
             "seconds": self.seconds,
+            "data_checksum": self.data_checksum,
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -413,7 +427,12 @@ class TrainingRun:
         )
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT_NORM, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT_NORM)
+        if not torch.isfinite(norm):
+            epoch = len(self.history) + 1
+            raise DivergedError(
+                f"the gradient is not finite in epoch {epoch}; lower the learning rate, {config.learning_rate}"
+            )
         self.optimizer.step()
         self.schedule.step()
         return loss.detach(), (predict(outputs.spikes) == labels).sum()

@@ -4,6 +4,7 @@ On a GPU the kernels run as compiled; on a CPU in Triton's interpreter (`TRITON_
 imported).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,12 @@ from srm_triton.parameters import SRMParameters
 
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _SCAN_SHAPES: tuple[tuple[int, ...], ...] = ((2, 5, 7), (1, 1, 1), (3, 19, 4, 2))
-_MATRIX_SHAPES: tuple[tuple[int, ...], ...] = ((5, 3), (33, 70))
+_MATRIX_SHAPES: tuple[tuple[int, ...], ...] = (
+    (5, 3),
+    (33, 70),
+    (20000, 2),
+    (2, 20000),
+)  # the long ones are split over programs
 
 Results = tuple[Tensor, ...]
 Operation = Callable[[], tuple[Results, Results]]
@@ -77,7 +83,8 @@ def _relative_error(value: Tensor, expected: Tensor) -> float:
         return float("inf")
     difference = (value.double() - expected.double()).abs().max()
     scale = expected.double().abs().max()
-    return float(difference / scale if scale > 0 else difference)
+    error = float(difference / scale if scale > 0 else difference)
+    return error if math.isfinite(error) else float("inf")  # no input has a result that is not finite
 
 
 def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], Operation]]:

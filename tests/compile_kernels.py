@@ -57,7 +57,8 @@ def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]
     trace = torch.empty(4, steps, 4096, dtype=accumulator)
     constants = (0.8, 0.6, 0.6, 2.5, 1.0)
     yield partial(srm_scan.forward, current, current, None, None, states, 1, constants)
-    yield partial(srm_scan.forward, current, current, trace, trace, None, 1, constants)
+    if states is None:
+        yield partial(srm_scan.forward, current, current, trace, trace, None, 1, constants)
     for events in (None, current):
         yield partial(
             srm_scan.backward,
@@ -95,7 +96,7 @@ def resources(name: str, target: str, kernel) -> dict:
             "kernel": name,
             "registers": registers,
             "spills": spills,
-            "fused": len(re.findall(r"\bv_fma", text)),
+            "fused": len(re.findall(r"\bv_(?:pk_)?(?:fma|mac)", text)),
         }
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -110,7 +111,7 @@ def resources(name: str, target: str, kernel) -> dict:
         "kernel": name,
         "registers": registers,
         "spills": stack + local,
-        "fused": len(re.findall(r"\bFFMA", code.stdout)),
+        "fused": len(re.findall(r"\b[FD]FMA", code.stdout)),
     }
 
 

@@ -1,7 +1,10 @@
 """The command line: exit codes, messages, files."""
 
+import contextlib
+import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -9,18 +12,31 @@ import pytest
 import torch
 from test_data import write_fashion_mnist
 
-from srm_triton import training, verification
+from srm_triton import data, plots, training, verification
 from srm_triton.cli import main
-from srm_triton.kernels import srm_scan
+from srm_triton.kernels import batch_norm, srm_scan
 
 SMALL = ["train", "--hidden", "64", "--steps", "6", "--epochs", "2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def printed():
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, printed):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    assert main([*SMALL, "--output", str(folder)]) == 0
+    with contextlib.redirect_stdout(printed):
+        assert main([*SMALL, "--output", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Drawing takes longer than the small runs."""
+    for name in ("plot_learning", "plot_sample"):
+        monkeypatch.setattr(plots, name, lambda *arguments: None)
 
 
 def test_training_leaves_checkpoint_metrics_and_plots(finished):
@@ -33,13 +49,12 @@ def test_training_leaves_checkpoint_metrics_and_plots(finished):
     assert len(training.load_checkpoint(finished / "checkpoint.pt").history) == 2
 
 
-def test_output_names_backend_and_files(capsys, tmp_path):
-    assert main([*SMALL, "--output", str(tmp_path / "run")]) == 0
-    output = capsys.readouterr().out
+def test_output_names_backend_and_files(finished, printed):
+    output = printed.getvalue()
     assert "digits: 1437 training and 360 test samples" in output
     assert "mlp 64-64-10, T = 6, 2 epochs, seed 0" in output
     assert "backend reference on cpu" in output
-    assert str(tmp_path / "run" / "sample.png") in output
+    assert str(finished / "sample.png") in output
     assert "test accuracy" in output and "output 0." in output
 
 
@@ -64,17 +79,31 @@ def test_a_run_is_not_replaced_unasked(finished, capsys, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_resuming(finished, capsys):
+def test_what_a_killed_run_leaves_behind_is_part_of_it(capsys, tmp_path, without_plots):
+    (tmp_path / ".checkpoint.pt.partial").write_bytes(b"half")
+    assert "holds a run" in error_of(capsys, [*SMALL, "--output", str(tmp_path)])
+    assert main([*SMALL, "--output", str(tmp_path), "--overwrite"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "metrics.json"]
+
+
+def test_resuming(finished, capsys, without_plots):
     message = error_of(capsys, ["train", "--resume", "--output", str(finished), "--steps", "5"])
     assert "its run has steps = 6, the command line says 5" in message
     assert main(["train", "--resume", "--output", str(finished), "--device", "cpu"]) == 0  # finished: draws again
-    assert "No such file" in error_of(capsys, ["train", "--resume", "--output", str(finished / "none")])
+    message = error_of(capsys, ["train", "--resume", "--output", str(finished / "none")])
+    assert "holds no checkpoint.pt to go on from; leave out --resume to start a run" in message
+    message = error_of(capsys, [*SMALL, "--output", str(finished / "metrics.json")])
+    assert "metrics.json: is a file; choose a folder" in message
 
 
-def test_interruption_is_reported_and_resumes(capsys, tmp_path, monkeypatch):
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_interruption_is_reported_and_resumes(capsys, tmp_path, monkeypatch, without_plots):
     arguments = [*SMALL, "--output", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingRun, "_evaluate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(training.TrainingRun, "_evaluate", interrupt)
         assert main(arguments) == 130
     assert "Interrupted after epoch 0 of 2, which is saved. Go on with: srm-triton train --output" in (
         capsys.readouterr().err
@@ -82,17 +111,39 @@ def test_interruption_is_reported_and_resumes(capsys, tmp_path, monkeypatch):
     assert main([*arguments, "--resume"]) == 0
 
 
-def test_fashion_mnist(capsys, tmp_path):
-    folder = tmp_path / "data"
+def test_interruption_before_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load_digits", interrupt)
+    assert main([*SMALL, "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "srm-triton: interrupted\n" and not list(tmp_path.iterdir())
+
+
+def test_fashion_mnist(capsys, tmp_path, monkeypatch, without_plots):
+    folder = tmp_path / "images of clothes"
     message = error_of(capsys, ["train", "--data", "fashion-mnist", "--data-folder", str(folder)])
     assert "no train-images-idx3-ubyte" in message and "dataset-fashion-mnist" in message
     folder.mkdir()
     write_fashion_mnist(folder)
     arguments = ["--data", "fashion-mnist", "--data-folder", str(folder), "--output", str(tmp_path / "run")]
-    assert main([*SMALL, *arguments]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training.TrainingRun, "_evaluate", interrupt)
+        assert main([*SMALL, *arguments]) == 130
+    command = shlex.split(capsys.readouterr().err.partition("Go on with: srm-triton ")[2])
+    assert main(command) == 0
     assert "mlp 784-64-10" in capsys.readouterr().out
     (folder / "train-images-idx3-ubyte").write_bytes(b"nonsense")
     assert "expected an IDX header of 16 bytes" in error_of(capsys, [*SMALL, *arguments, "--overwrite"])
+
+
+def test_accuracy_below_the_wanted_one_fails(finished, capsys, without_plots):
+    resume = ["train", "--resume", "--output", str(finished), "--device", "cpu"]
+    assert main([*resume, "--minimum-accuracy", "1.0"]) == 1
+    assert "is below 100.00%" in capsys.readouterr().err
+    assert main([*resume, "--minimum-accuracy", "0.2"]) == 0
+
+
+def test_divergence_is_an_error_of_one_line(capsys, tmp_path):
+    message = error_of(capsys, [*SMALL, "--learning-rate", "1e30", "--output", str(tmp_path / "run")])
+    assert "the gradient is not finite in epoch 1; lower the learning rate, 1e+30" in message
 
 
 def test_other_errors(capsys, monkeypatch):
@@ -101,7 +152,7 @@ def test_other_errors(capsys, monkeypatch):
         assert "--device cuda: this machine has no GPU that PyTorch can use; allowed here: auto, cpu" in message
     assert "steps must be at least 1 and below 2**63, got 0" in error_of(capsys, ["train", "--steps", "0"])
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert "tqdm is missing; pip install 'srm-triton[demo]'" in error_of(capsys, SMALL)
+    assert "the package tqdm is missing; in a clone: pip install '.[demo]'" in error_of(capsys, SMALL)
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--data", "cifar"])
 
@@ -113,7 +164,25 @@ def test_verify_passes_here(capsys):
     assert {row["operation"].split()[0] for row in report["comparisons"]} == {"srm_scan", "srm_trace", "batch_norm"}
 
 
-@pytest.mark.parametrize("wrong", ["spikes", "gradient"])
+def test_verify_runs_every_kernel(monkeypatch):
+    kernels = {
+        name: kernel
+        for module in (srm_scan, batch_norm)
+        for name, kernel in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    launched = set()
+    interpreted = type(kernels["srm_scan_forward_kernel"])
+    original = interpreted.__getitem__
+    monkeypatch.setattr(
+        interpreted, "__getitem__", lambda kernel, grid: launched.add(kernel.fn.__name__) or original(kernel, grid)
+    )
+    monkeypatch.setattr(verification, "_TOLERANCES", {torch.float32: 1e-5})
+    assert main(["verify"]) == 0
+    assert launched == kernels.keys()
+
+
+@pytest.mark.parametrize("wrong", ["spikes", "gradient", "nan"])
 def test_verify_finds_a_wrong_kernel(wrong, capsys, monkeypatch):
     forward, backward = srm_scan.forward, srm_scan.backward
 
@@ -123,7 +192,7 @@ def test_verify_finds_a_wrong_kernel(wrong, capsys, monkeypatch):
 
     def wrong_backward(*arguments):
         backward(*arguments)
-        arguments[4].mul_(1 + 1e-4)
+        arguments[5].mul_(1 + 1e-4 if wrong == "gradient" else float("nan"))
 
     if wrong == "spikes":
         monkeypatch.setattr(srm_scan, "forward", wrong_forward)
@@ -133,11 +202,26 @@ def test_verify_finds_a_wrong_kernel(wrong, capsys, monkeypatch):
     assert main(["verify"]) == 1
     output = capsys.readouterr().out
     assert "FAILED" in output and ("DIFFERENT" in output) == (wrong == "spikes")
+    assert output.count("DIFFERENT  FAILED") == output.count("DIFFERENT")
     assert output.rstrip().endswith("failed") and " 0 failed" not in output
 
 
-def test_the_installed_command():
+def run(*command: str) -> subprocess.CompletedProcess:
+    """Runs Python as a user does, who knows nothing of Triton's interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = [sys.executable, "-m", "srm_triton.cli", "--version"]
-    process = subprocess.run(run, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+
+
+def test_the_command_in_a_process_of_its_own():
+    process = run("-m", "srm_triton.cli", "--version")
     assert process.returncode == 0 and process.stdout.startswith("srm-triton 0.")
+
+
+def test_verify_chooses_the_interpreter_by_itself():
+    process = run(
+        "-c",
+        "import torch; from srm_triton import cli, verification\n"
+        "verification._TOLERANCES, verification._SCAN_SHAPES = {torch.float32: 1e-5}, ((2, 5, 7),)\n"
+        "raise SystemExit(cli.main(['verify']))",
+    )
+    assert process.returncode == 0 and process.stdout.endswith("comparisons, 0 failed\n"), process.stderr

@@ -171,7 +171,31 @@ def test_checkpoints_of_published_code_load():
         assert not torch.equal(before, layer._effective_weight())
 
 
+def test_half_precision_and_second_derivatives():
+    current = (torch.randn(2, 6, 3) + 1).half()
+    spikes, delta_ut, delta_u = srmNeuronFunc.forward(current, TAUM, TAUS, 1 - 1 / TAUG, THRESHOLD)
+    results = srmNeuronFunc.backward(torch.ones_like(current), delta_ut, delta_u, spikes, *tables(6))
+    expected = neuron_gradient_by_steps(torch.ones(2, 6, 3), delta_ut.float(), delta_u.float(), spikes, *tables(6))
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference.half(), rtol=1e-3, atol=1e-3)
+    weight = torch.rand(3, 4, requires_grad=True)
+    arguments = (weight, None, None, torch.tensor([1e-5]), THRESHOLD, TAUM, TAUS, 1 - 1 / TAUG, *tables(5))
+    inputs = torch.rand(2, 5, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(srmLinearFunc.apply(inputs, *arguments).sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="spiking layers cannot be differentiated twice"):
+        first.square().sum().backward()
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="bn_weight and bn_bias must both be tensors or both None"):
+        eps = torch.tensor([1e-5])
+        constants = (THRESHOLD, TAUM, TAUS, 1 - 1 / TAUG, *tables(5))
+        srmLinearFunc.apply(torch.rand(2, 5, 4), torch.rand(3, 4), torch.ones(3), None, eps, *constants)
+    with pytest.raises(ValueError, match=r"weight must have the shape \[features\], got \[5, 1\]"):
+        BN1dForward(torch.ones(5, 3), torch.ones(5, 1), torch.ones(3))
+    with pytest.raises(ValueError, match="epsw and epst must have at least 5 entries, got 4 and 4"):
+        ones = torch.ones(1, 5, 2)
+        srmNeuronFunc.backward(ones, ones, ones, ones, *tables(4))
     with pytest.raises(ValueError, match=r"e_taug must lie between 0 and 1 \(it is a decay, 1 - 1/tau\), got 2.5"):
         srmNeuronFunc.forward(torch.ones(1, 2, 1), 5.0, 3.0, 2.5, 1.0)
     with pytest.raises(ValueError, match="tau_m and tau_s must differ"):

@@ -82,7 +82,8 @@ def test_files_that_are_no_idx(content, message, tmp_path):
 def test_damaged_archives(tmp_path):
     whole = gzip.compress(idx(0x801, (4,), b"abcd"))
     flipped = whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]
-    for content in (whole[:-3], flipped, b"no archive at all"):
+    garbled = whole[:10] + b"\xff" * 20
+    for content in (whole[:-3], flipped, garbled, b"no archive at all"):
         (tmp_path / "labels.gz").write_bytes(content)
         with pytest.raises(DataError, match="expected a complete gzip archive, found a damaged one"):
             read_idx(tmp_path / "labels.gz", 0x801)

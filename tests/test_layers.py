@@ -128,6 +128,28 @@ def test_batch_norm_is_interchangeable_with_torch(arguments, shape):
     assert theirs.load_state_dict(ours.state_dict(), strict=True)
 
 
+def test_batch_norm_of_nothing_and_layout():
+    for arguments in ({}, {"track_running_stats": False}):
+        for shape in ((0, 4), (0, 4, 5), (3, 4, 0)):
+            assert BatchNorm1d(4, **arguments)(torch.ones(shape)).shape == shape
+    assert BatchNorm1d(5)(torch.randn(4, 5, 7)).is_contiguous()
+    with pytest.raises(ValueError, match=r"more than one value per feature for a variance, got the shape \[1, 4\]"):
+        BatchNorm1d(4, track_running_stats=False).eval()(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_layers_in_other_precisions(dtype):
+    for layer, inputs in (
+        (SRMLinear(8, 4, dtype=dtype), torch.rand(2, 5, 8, dtype=dtype)),
+        (SRMConv2d(2, 4, 3, dtype=dtype), torch.rand(2, 5, 2, 4, 4, dtype=dtype)),
+    ):
+        spikes = layer(inputs)
+        spikes.sum().backward()
+        assert spikes.dtype == layer.weight.dtype == layer.weight.grad.dtype == dtype
+        rows = layer.weight.detach().flatten(1).double()
+        torch.testing.assert_close(rows @ rows.t(), torch.eye(4, dtype=torch.float64), rtol=0, atol=2e-2)
+
+
 def test_checkpoints_copies_and_pickles(tmp_path):
     model = nn.Sequential(SRMConv2d(1, 4, 3), SpikeAvgPool2d(2), nn.Flatten(2), SRMLinear(16, 3, OTHER))
     inputs = torch.rand(2, 6, 1, 6, 6)
@@ -174,11 +196,27 @@ class TestBadInput:
             (lambda: SRMConv2d(4, 6, 3, padding="same", stride=2), 'padding="same" needs stride 1'),
             (lambda: SpikeAvgPool2d(2)(torch.ones(1, 2, 3, 3)), r"inputs must have the shape \[batch, time, channels"),
             (lambda: BatchNorm1d(3)(torch.ones(2, 4)), r"inputs must have 3 features on axis 1, got \[2, 4\]"),
-            (lambda: BatchNorm1d(3)(torch.ones(1, 3)), r"more than one value per feature, got inputs of \[1, 3\]"),
+            (
+                lambda: BatchNorm1d(3)(torch.ones(1, 3)),
+                r"more than one value per feature for a variance, got the shape \[1, 3\]",
+            ),
             (lambda: BatchNorm1d(3)(torch.ones(3)), "expected 2D or 3D input"),
         ]
         for call, message in cases:
             with pytest.raises(ValueError, match=message):
+                call()
+
+    def test_sizes_of_windows(self):
+        cases = [
+            (lambda: SRMConv2d(1, 1, 3, stride=0), ValueError, "stride must be finite and ≥ 1, got 0"),
+            (lambda: SRMConv2d(1, 1, 3, padding=-1), ValueError, "padding must be finite and ≥ 0, got -1"),
+            (lambda: SRMConv2d(1, 1, (3, 3, 3)), TypeError, r"kernel_size must be an int or a pair .* got \(3, 3, 3\)"),
+            (lambda: SRMConv2d(1, 1, 3, dilation=1.5), TypeError, "dilation must be an int or a pair"),
+            (lambda: SpikeAvgPool2d((2, "2")), TypeError, "kernel_size must be an int, got '2' of type str"),
+            (lambda: SRMLinear(2, 2, eps="a"), TypeError, "eps must be a number, got 'a' of type str"),
+        ]
+        for call, error, message in cases:
+            with pytest.raises(error, match=message):
                 call()
 
     def test_parameters(self):
@@ -187,12 +225,20 @@ class TestBadInput:
                 layer(5.0)
 
     def test_calibration(self):
-        inputs = torch.ones(2, 6, 4)
+        inputs = torch.rand(2, 6, 4)
         with pytest.raises(ValueError, match="model must contain an SRMLinear or SRMConv2d with weight_norm=True"):
             calibrate_gain(nn.Sequential(SRMLinear(4, 4, weight_norm=False)), inputs)
-        with pytest.raises(ValueError, match="spikes_per_neuron must be > 0, got 0"):
-            calibrate_gain(SRMLinear(4, 4), inputs, spikes_per_neuron=0)
         layer = SRMLinear(4, 4)
-        with pytest.raises(ValueError, match="layer '' stays silent at 500 times its gain"):
-            calibrate_gain(layer, 0 * inputs)
-        assert torch.equal(layer.norm_weight, torch.ones(4)) and not layer._forward_pre_hooks
+        reach = "spikes_per_neuron must be within reach of layer '', .* in 6 steps at 0.05 to 500 times its gain, got "
+        for arguments, message in (
+            ((inputs, 0), "spikes_per_neuron must be finite and > 0, got 0"),
+            ((0 * inputs, 1), f"{reach}1"),
+            ((inputs, 7), f"{reach}7"),
+            ((1e6 * inputs, 0.01), f"{reach}0.01"),
+            ((inputs[:0], 1), r"inputs of layer '' must not be empty, got the shape \[0, 6, 4\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                calibrate_gain(layer, arguments[0], spikes_per_neuron=arguments[1])
+            assert torch.equal(layer.norm_weight, torch.ones(4)) and not layer._forward_pre_hooks
+        with pytest.raises(ValueError, match=r"layer .0. runs twice in the model; one gain cannot suit both"):
+            calibrate_gain(nn.Sequential(layer, layer), inputs, spikes_per_neuron=0.1)

@@ -25,6 +25,11 @@ def test_count_loss_by_hand():
         assert torch.equal(grad, expected[:, None].expand(2, 4, 3))
 
 
+def test_count_loss_does_not_overflow_in_half_precision():
+    loss = count_loss(torch.zeros(128, 32, 10).half(), torch.zeros(128, dtype=torch.int64), desired=25, undesired=1)
+    assert loss.item() == pytest.approx(25**2 / 64)
+
+
 def test_spike_counts_suit_ordinary_losses():
     spikes = (torch.rand(4, 6, 3) < 0.5).float().requires_grad_()
     labels = torch.tensor([0, 1, 2, 0])

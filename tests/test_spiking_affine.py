@@ -172,12 +172,14 @@ def test_compiled_layer_returns_labelled_spikes_and_follows_the_backend():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_export_with_dynamic_batch_and_time():
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_export_with_dynamic_batch_and_time(backend):
     model = small_model().eval()
     batch, steps = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("steps", min=2, max=512)
-    program = torch.export.export(
-        model, (torch.rand(4, 6, 1, 4, 4),), dynamic_shapes=({0: batch, 1: steps},), strict=False
-    )
+    with use_backend(backend):
+        program = torch.export.export(
+            model, (torch.rand(4, 6, 1, 4, 4),), dynamic_shapes=({0: batch, 1: steps},), strict=False
+        )
     for shape in ((1, 9), (7, 40)):
         inputs = torch.rand(*shape, 1, 4, 4)
         assert torch.equal(program.module()(inputs), model(inputs))
@@ -233,11 +235,44 @@ class TestBadInput:
             srm_linear(torch.ones(2, 5, 4), torch.ones(3, 4), labels=labels)
 
 
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_channels_last_convolution_with_rearranged_saved_tensors(backend, device):
+    """Hooks such as save_on_cpu change strides; beyond a chunk of time the kernels also save states."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 35, 3, 6, 6, dtype=torch.float64, device=device)
+    images = images.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (2, 35))
+    weight = (torch.randn(4, 3, 3, 3, dtype=torch.float64, device=device) / 3 + 0.1).requires_grad_()
+    gradients = []
+    for hook in (lambda t: t, lambda t: t.contiguous()):
+        with use_backend(backend), torch.autograd.graph.saved_tensors_hooks(hook, lambda t: t):
+            spikes = srm_conv2d(images, weight)
+        gradients += torch.autograd.grad(
+            (spikes * torch.linspace(0, 1, 35, device=device)[:, None, None, None]).sum(), weight
+        )
+    with use_backend("reference"):
+        expected = srm_conv2d(images.contiguous(), weight)
+    assert torch.equal(spikes, expected) and 0.05 < spikes.mean() < 0.5
+    weights = torch.linspace(0, 1, 35, device=device)[:, None, None, None]
+    (reference,) = torch.autograd.grad((expected * weights).sum(), weight)
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-10)
+
+
+def test_second_derivatives_are_refused(device):
+    inputs = torch.rand(2, 5, 3, device=device, requires_grad=True)
+    weight = torch.rand(2, 3, device=device, requires_grad=True)
+    (first,) = torch.autograd.grad(srm_linear(inputs, weight).sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="spiking layers cannot be differentiated twice"):
+        first.square().sum().backward()
+
+
 def test_empty_batches_pass_through():
     for shape in ((0, 5, 4), (2, 0, 4)):
         inputs = torch.ones(shape, requires_grad=True)
         weight = torch.ones(3, 4, requires_grad=True)
         srm_linear(inputs, weight).sum().backward()
         assert torch.equal(weight.grad, torch.zeros(3, 4)) and inputs.grad.shape == shape
-    labels = torch.zeros(0, dtype=torch.int64)
+    labels = torch.zeros(2, dtype=torch.int64)
+    assert srm_linear(torch.ones(2, 0, 4), torch.ones(3, 4), labels=labels).training_spikes.shape == (2, 0, 3)
+    labels = labels[:0]
     assert srm_linear(torch.ones(0, 5, 4), torch.ones(3, 4), labels=labels).training_spikes.shape == (0, 5, 3)

@@ -153,6 +153,11 @@ class TestCheckpoints:
         with pytest.raises(CheckpointError, match=r"size mismatch for output\.weight"):
             TrainingRun.resume(load_checkpoint(path), data, CPU)
 
+    def test_other_samples(self, path, data):
+        for other in (data.test_images.flip(0), data.test_images[1:]):
+            with pytest.raises(CheckpointError, match="expected the samples that its run began with, found others"):
+                TrainingRun.resume(load_checkpoint(path), data._replace(test_images=other), CPU)
+
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             load_checkpoint(tmp_path / "none.pt")
@@ -168,7 +173,7 @@ class TestCheckpoints:
         ({"steps": 0}, ValueError, "steps must be at least 1"),
         ({"epochs": 1.5}, TypeError, "epochs must be an integer, got 1.5"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be finite and > 0, got nan"),
-        ({"desired_rate": 0.1}, ValueError, "desired_rate must be above undesired_rate and at most 1"),
+        ({"undesired_rate": 0.5}, ValueError, "desired_rate must be above undesired_rate and at most 1"),
     ],
 )
 def test_bad_configuration(arguments, error, message):

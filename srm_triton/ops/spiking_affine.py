@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srm_triton.backend import requested_backend
-from srm_triton.checks import check_labels, check_same, check_size, check_tensor, time_axes
-from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
+from srm_triton.checks import check_labels, check_number, check_pair, check_same, check_size, check_tensor, time_axes
+from srm_triton.ops.srm_scan import needs_gradient, scan_backward, scan_forward, srm_trace
 from srm_triton.parameters import SRMParameters, check_parameters
 
 LABEL_SPIKE_RISE = 0.05
@@ -110,12 +110,37 @@ class _SpikingAffine(torch.autograd.Function):
             grad_inputs = time_gradient_scale * affine.input_gradient(grad_time_path, inputs, weight)
         if weight_path:
             grad_weight = affine.weight_gradient(grad_weight_path, inputs, weight)
-        return grad_inputs, grad_weight, None, None, None, None, None, None, None
+        gradients = refuse_second_derivatives((grad_inputs, grad_weight), (inputs, weight))
+        return *gradients, None, None, None, None, None, None, None
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("spiking layers cannot be differentiated twice: their gradient is a rule, not a derivative")
+
+
+def refuse_second_derivatives(
+    gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Ties the gradients that a backward returns to what they depend on, by a node that raises an error.
+
+    Without it a second derivative would lack the parts that pass through intermediate values, and nobody would notice.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled in a backward by create_graph=True
+        return tuple(gradients)
+    return tuple(None if g is None else _OnceDifferentiable.apply(g.detach(), *sources) for g in gradients)
 
 
 def _add_label_spike(
     spikes: Tensor, current: Tensor, labels: Tensor, parameters: SRMParameters, time_axis: int
 ) -> Tensor:
+    if spikes.numel() == 0:
+        return spikes.clone()
     sample = torch.arange(labels.shape[0], device=labels.device)
     labelled = current.movedim(time_axis, 1)[sample, :, labels]
     rises = srm_trace(labelled, parameters).membrane_change > LABEL_SPIKE_RISE
@@ -134,12 +159,12 @@ def _apply(
     time_gradient_scale: float,
     batch_first: bool,
 ) -> Any:
+    check_number("time_gradient_scale", time_gradient_scale, 0)
     device = inputs.device.type
-    if torch.is_autocast_enabled(device) and inputs.dtype != torch.float64:
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and inputs.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         inputs, weight = inputs.to(dtype), weight.to(dtype)
     check_same("inputs", inputs, "weight", weight)
-    keep = torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad)
     return _SpikingAffine.apply(
         inputs,
         weight,
@@ -147,8 +172,8 @@ def _apply(
         affine,
         check_parameters(parameters),
         1 if batch_first else 0,
-        time_gradient_scale,
-        keep,
+        float(time_gradient_scale),
+        needs_gradient(inputs, weight),
         requested_backend(),
     )
 
@@ -198,9 +223,9 @@ def srm_conv2d(
     weight: Tensor,
     parameters: SRMParameters | None = None,
     *,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     time_gradient_scale: float = 0.85,
     batch_first: bool = True,
@@ -212,10 +237,10 @@ def srm_conv2d(
         weight: [out_channels, in_channels / groups, kernel_height, kernel_width], in the dtype of `inputs` (under
             autocast both are converted).
         parameters: constants of the neurons; None stands for `SRMParameters()`.
-        stride: as in `torch.nn.functional.conv2d`, a pair; likewise `padding` (zeros), `dilation` and `groups`.
+        stride: an int or a pair, as in `torch.nn.functional.conv2d`; likewise `padding` (zeros) and `dilation`.
         padding: see `stride`.
         dilation: see `stride`.
-        groups: see `stride`.
+        groups: number of blocks of channels.
         time_gradient_scale: factor on the gradient to the inputs' spike times.
         batch_first: False for inputs and spikes as [time, batch, ...].
 
@@ -232,7 +257,10 @@ def srm_conv2d(
     """
     check_tensor("inputs", inputs, time_axes(batch_first, "in_channels, height, width"))
     check_tensor("weight", weight, "[out_channels, in_channels / groups, kernel_height, kernel_width]")
+    check_number("groups", groups, 1, whole=True)
     check_size("inputs", inputs, 2, weight.shape[1] * groups, "in_channels of weight")
-    affine = _Conv2d(stride, padding, dilation, groups)
+    affine = _Conv2d(
+        check_pair("stride", stride, 1), check_pair("padding", padding, 0), check_pair("dilation", dilation, 1), groups
+    )
     spikes: Tensor = _apply(inputs, weight, None, affine, parameters, time_gradient_scale, batch_first)
     return spikes

@@ -142,8 +142,8 @@ def _allocate_scan(
     chunks = 1
     if keep_states and resolve_backend(current.device, backend) == "triton":
         chunks = max(1, -(-current.shape[time_axis] // SRM_SCAN_CHUNK))
-    neurons = current.shape[1 - time_axis] * current.shape[2:].numel()
-    return torch.empty_like(current), current.new_empty((chunks - 1, 3, neurons), dtype=_accumulator(current))
+    neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
+    return torch.empty_like(current), current.new_empty((chunks - 1, 3, *neurons), dtype=_accumulator(current))
 
 
 @torch.library.custom_op("srm_triton::srm_trace", mutates_args=(), device_types=("cpu", "cuda"))
@@ -283,7 +283,7 @@ def srm_scan(current: Tensor, parameters: SRMParameters | None = None, *, batch_
         tensor([[0., 0., 1., 0.]])
     """
     parameters, time_axis = _check(current, parameters, batch_first)
-    keep_states = torch.is_grad_enabled() and current.requires_grad
+    keep_states = needs_gradient(current)
     return scan_forward(current, parameters, time_axis, keep_states)[0]
 
 
@@ -339,6 +339,15 @@ def scan_backward(
         grad_spikes, current, states, events, parameters.to_list(), time_axis, weight_path, time_path, backend
     )
     return grad_weight_path, grad_time_path
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether a backward may follow; an exported program has none."""
+    return (
+        torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in tensors)
+        and not torch.compiler.is_exporting()
+    )
 
 
 def _check(current: Tensor, parameters: SRMParameters | None, batch_first: bool) -> tuple[SRMParameters, int]:
