@@ -53,7 +53,7 @@ def compiling(target: GPUTarget, compiled: list[tuple[str, object]]) -> Iterator
 def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]]:
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     current = torch.empty(4, steps, 4096, dtype=dtype)
-    states = torch.empty((steps + 15) // 16 - 1, 3, 4 * 4096, dtype=accumulator) if steps > 16 else None
+    states = torch.empty((steps + 15) // 16 - 1, 3, 4, 4096, dtype=accumulator) if steps > 16 else None
     trace = torch.empty(4, steps, 4096, dtype=accumulator)
     constants = (0.8, 0.6, 0.6, 2.5, 1.0)
     yield partial(srm_scan.forward, current, current, None, None, states, 1, constants)
