@@ -13,9 +13,13 @@ from torch import Tensor
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` puts the files."""
 
+IMAGE_SIZES = {"digits": (8, 8), "fashion-mnist": (28, 28)}
+"""Height and width of the images of each data set."""
+
+CLASSES = 10
+"""The number of classes of each data set."""
+
 _IMAGES, _LABELS = 0x803, 0x801
-_FASHION_MNIST_SHAPE = (28, 28)
-_CLASSES = 10
 
 
 class DataError(ValueError):
@@ -74,7 +78,7 @@ def load_digits() -> LabelledImages:
     images = torch.from_numpy(digits.images).float() / 16
     labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-    return LabelledImages(images[train], labels[train], images[test], labels[test], _CLASSES)
+    return LabelledImages(images[train], labels[train], images[test], labels[test], CLASSES)
 
 
 def load_fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> LabelledImages:
@@ -99,7 +103,7 @@ def load_fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> LabelledIma
         )
     train_images, train_labels, test_images, test_labels = (path for path in paths if path is not None)
     train, test = _read_samples(train_images, train_labels), _read_samples(test_images, test_labels)
-    return LabelledImages(*train, *test, _CLASSES)
+    return LabelledImages(*train, *test, CLASSES)
 
 
 def read_idx(path: Path, magic: int) -> Tensor:
@@ -165,7 +169,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read_samples(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
     images, labels = read_idx(images_path, _IMAGES), read_idx(labels_path, _LABELS)
-    if images.shape[1:] != _FASHION_MNIST_SHAPE:
+    if images.shape[1:] != IMAGE_SIZES["fashion-mnist"]:
         raise DataError(
             f"{images_path}: expected images of 28 by 28 pixels, found {images.shape[1]} by {images.shape[2]}"
         )
@@ -174,6 +178,6 @@ def _read_samples(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]
             f"{labels_path}: expected {len(images)} labels, as many as there are images in {images_path.name}, "
             f"found {len(labels)}"
         )
-    if labels.max() >= _CLASSES:
-        raise DataError(f"{labels_path}: expected labels from 0 to {_CLASSES - 1}, found {labels.max()}")
+    if labels.max() >= CLASSES:
+        raise DataError(f"{labels_path}: expected labels from 0 to {CLASSES - 1}, found {labels.max()}")
     return images.float() / 255, labels.long()

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srm_triton.data import encode_direct
+from srm_triton.files import write_atomically
 from srm_triton.losses import predict
 from srm_triton.ops.srm_scan import SRMTrace, srm_trace
-from srm_triton.training import EpochRecord, SpikingClassifier, write_atomically
+from srm_triton.training import EpochRecord, SpikingClassifier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ import torch
 
 from srm_triton import training
 from srm_triton.data import LabelledImages, load_digits
-from srm_triton.training import CheckpointError, TrainingConfig, TrainingRun, load_checkpoint, write_atomically
+from srm_triton.files import write_atomically
+from srm_triton.training import CheckpointError, TrainingConfig, TrainingRun, load_checkpoint
 
 CPU = torch.device("cpu")
 SMALL = TrainingConfig(hidden=(12,), steps=4, epochs=3, batch_size=32)
