@@ -92,17 +92,17 @@ def batch_norm_partial_kernel(
     x = tl.load(inputs + rows * stride_sample, mask=exists & inside, other=0.0).to(accumulator)
     pivot = tl.sum(x, 0) / tl.sum(exists.to(accumulator), 0)
 
-    # Welford's recurrence in each place of the tile
-    count = tl.zeros((BLOCK_SAMPLES, 1), accumulator)
-    mean = tl.zeros((BLOCK_SAMPLES, BLOCK_FEATURES), accumulator)
+    # Welford's recurrence in each place of the tile; the first tile is in registers already
+    count = exists.to(accumulator)
+    mean = x - pivot
     squares = tl.zeros((BLOCK_SAMPLES, BLOCK_FEATURES), accumulator)
-    for tile in range(tiles):
+    for tile in range(1, tiles):
         rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
         x = tl.load(inputs + rows * stride_sample, mask=exists & inside, other=0.0).to(accumulator) - pivot
         present = exists.to(accumulator)
         count += present
         change = x - mean
-        mean += change * (present / tl.maximum(count, 1.0))
+        mean += change * (present / (tile + 1))
         squares += present * change * (x - mean)
 
     high, low, squares = _merge(count, pivot, mean, squares)

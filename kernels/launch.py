@@ -1,4 +1,4 @@
-"""What the launchers share: memory layout, scalars and the choice of device."""
+"""What the launchers share: scalars, the interpreter and the choice of device."""
 
 import torch
 import triton
@@ -18,11 +18,6 @@ def interpreted() -> bool:
     return isinstance(_probe, InterpretedFunction)
 
 
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that a kernel computes in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @triton.jit
 def convert(values, dtype: tl.constexpr):
     """A tuple of scalars in the type that a kernel computes in."""
@@ -35,16 +30,6 @@ def convert(values, dtype: tl.constexpr):
 def scalars(dtype: torch.dtype, values: tuple[float, ...]) -> tuple:
     """Floats as kernel arguments; as Triton passes run-time floats in float32, float64 needs compile-time constants."""
     return tuple(map(tl.constexpr, values)) if dtype == torch.float64 else values
-
-
-def outer_time_inner(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor:
-    """Views `tensor` as [outer, time, inner] in the memory order of the dense tensor `like`; copies only if it must."""
-    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))
-    position = order.index(time_axis)
-    permuted = tensor.permute(order)
-    outer = permuted.shape[:position].numel()
-    inner = permuted.shape[position + 1 :].numel()
-    return permuted.reshape(outer, permuted.shape[position], inner)
 
 
 def device_of(tensor: torch.Tensor) -> torch.cuda.device_of:

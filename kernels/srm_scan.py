@@ -1,8 +1,9 @@
 """Triton kernels of the SRM scan: a tile of neurons per program, time in chunks that are held in registers.
 
-All loads of a chunk are issued before the first of them is used. The backward keeps nothing but the input current: it
-recomputes each chunk, last to first, from the state that the forward stored at the chunk's start. Chunks are of equal
-length but the last, which may be shorter. Equations and names: `srm_triton/ops/srm_scan.py`.
+All loads of a chunk stand before the first use of one; the assembler may move some, but none behind the chunk's first
+result. The backward keeps nothing but the input current: it recomputes each chunk, last to first, from the state that
+the forward stored at the chunk's start. Chunks are of equal length but the last, which may be shorter. Equations and
+names: `srm_triton/ops/srm_scan.py`.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import triton
 from triton import language as tl
 
 from . import SRM_SCAN_CHUNK, launch
+from .configurations import Configuration
+from .layout import outer_time_inner
 
 
 @triton.jit
@@ -86,11 +89,11 @@ def srm_scan_forward_kernel(
             u, g, fired, state = _step(state, inputs[k], constants)
             valid = steps_left > (0 if WHOLE else k)
             # by way of float32, since the interpreter converts no boolean to bfloat16
-            tl.store(spikes + output, fired.to(tl.float32).to(spikes.dtype.element_ty), mask=valid)
+            tl.store(spikes + output + k * inner, fired.to(tl.float32).to(spikes.dtype.element_ty), mask=valid)
             if STORE_TRACE:
-                tl.store(membrane + output, u, mask=valid)
-                tl.store(gradient_trace + output, g, mask=valid)
-            output += inner
+                tl.store(membrane + output + k * inner, u, mask=valid)
+                tl.store(gradient_trace + output + k * inner, g, mask=valid)
+        output += CHUNK * inner
         current += CHUNK * current_stride_time
 
 
@@ -134,9 +137,9 @@ def srm_scan_backward_kernel(
     output = (rows * (start + rest) + start) * inner + columns
     if LOAD_STATES:
         states += rows * inner + columns + (chunks - 1).to(tl.int64) * 3 * outer * inner
-    # Strides per lane: AMD GPUs have too few scalar registers for the offsets of all steps of a chunk.
+    # Two strides per lane: AMD GPUs have too few scalar registers for the offsets of all steps of a chunk.
     time_stride = tl.where(inside, inner, 0)
-    grad_stride = tl.where(inside, grad_stride_time, 0)
+    current_stride = tl.where(inside, current_stride_time, 0)
 
     # How a current at this step would move the next spike, along both paths, decaying backward in time.
     zeros = tl.zeros((BLOCK_OUTER, BLOCK_INNER), accumulator)
@@ -153,8 +156,8 @@ def srm_scan_backward_kernel(
             s = tl.load(states + outer * inner, mask=later, other=0.0)
             g = tl.load(states + 2 * outer * inner, mask=later, other=0.0)
             state = (m, s, g)
-        inputs = _load_chunk(current, current_stride_time, steps_left, accumulator, CHUNK, WHOLE)
-        grads = _load_chunk(grad_spikes, grad_stride, steps_left, accumulator, CHUNK, WHOLE)
+        inputs = _load_chunk(current, current_stride, steps_left, accumulator, CHUNK, WHOLE)
+        grads = _load_chunk(grad_spikes, grad_stride_time, steps_left, accumulator, CHUNK, WHOLE)
 
         # 1/Δu and 1/Δu_t, clamped, at a spike; in place of 1/Δu, -1 marks a step without a spike and -2 no step at all.
         weight_slopes = ()
@@ -185,8 +188,8 @@ def srm_scan_backward_kernel(
                 time = time_slopes[k] * grads[k]
                 time_response = gradient_decay * tl.where(event, time, time_response)
                 tl.store(grad_time_path + output, time_response, mask=valid)
-        current -= CHUNK * current_stride_time
-        grad_spikes -= CHUNK * grad_stride
+        current -= CHUNK * current_stride
+        grad_spikes -= CHUNK * grad_stride_time
         output -= CHUNK * time_stride
         steps_left = tl.where(inside, CHUNK, 0)
 
@@ -203,18 +206,21 @@ class Tile:
         return triton.cdiv(inner, self.block_inner), triton.cdiv(outer, self.block_outer)
 
 
-def choose_tile(outer: int, inner: int, elements_per_thread: int) -> Tile:
-    """A tile that fills the device: narrow for small layers, rows of several samples where `inner` is short."""
+def usual_configuration(neurons: int, elements_per_thread: int) -> Configuration:
+    """What fills a device that nothing has been tuned for: single warps for small layers, a neuron a thread if tiny."""
     if launch.interpreted():  # a program costs the same whatever its size
-        block, threads = 4096, 128
-    else:
-        threads = 32 if outer * inner < 16384 else 128
-        block = threads * elements_per_thread
-    block_inner = min(block, triton.next_power_of_2(inner))
-    block_outer = min(block // block_inner, triton.next_power_of_2(outer))
+        return Configuration(4096, 4)
+    num_warps = 1 if neurons < 65536 else 4
+    return Configuration(32 * num_warps * (1 if neurons < 16384 else elements_per_thread), num_warps)
+
+
+def choose_tile(outer: int, inner: int, configuration: Configuration) -> Tile:
+    """A tile of the configuration's size, with rows of several samples where `inner` is short."""
+    block_inner = min(configuration.block, triton.next_power_of_2(inner))
+    block_outer = min(configuration.block // block_inner, triton.next_power_of_2(outer))
     while triton.cdiv(outer, block_outer) > launch.MAX_GRID_Y:
         block_outer *= 2
-    return Tile(block_outer, block_inner, threads // 32)
+    return Tile(block_outer, block_inner, configuration.num_warps)
 
 
 def split_time(steps: int) -> tuple[int, int, int]:
@@ -232,18 +238,20 @@ def forward(
     states: torch.Tensor | None,
     time_axis: int,
     constants: tuple[float, ...],
+    configuration: Configuration | None = None,
 ) -> None:
     """Fills `spikes`, and where given `membrane`, `gradient_trace` (all laid out alike) and `states`.
 
-    `constants` are the decays of membrane, synapse and gradient, the amplitude and the threshold.
+    `constants` are the decays of membrane, synapse and gradient, the amplitude and the threshold. Without a
+    `configuration` the usual one serves.
 
     `states` is [chunks - 1, 3, *neurons], contiguous: membrane, synapse and gradient state at the start of each chunk
     but the first.
     """
-    x = launch.outer_time_inner(current, spikes, time_axis)
+    x = outer_time_inner(current, spikes, time_axis)
     outer, steps, inner = x.shape
     chunks, chunk, rest = split_time(steps)
-    tile = choose_tile(outer, inner, elements_per_thread=2)
+    tile = choose_tile(outer, inner, configuration or usual_configuration(outer * inner, elements_per_thread=2))
     ordered_states = None if states is None else _in_memory_order(states, spikes, time_axis)
     with launch.device_of(current):
         srm_scan_forward_kernel[tile.grid(outer, inner)](
@@ -295,18 +303,24 @@ def backward(
     time_axis: int,
     constants: tuple[float, ...],
     gradient_constants: tuple[float, ...],
+    configuration: Configuration | None = None,
 ) -> None:
-    """Fills the gradients that are given, which are laid out alike; `events` has the shape of `current`."""
-    layout = grad_weight_path if grad_weight_path is not None else grad_time_path
-    x = launch.outer_time_inner(current, layout, time_axis)
-    grad = launch.outer_time_inner(grad_spikes, layout, time_axis)
+    """Fills the gradients that are given, which are laid out alike; `events` has the shape of `current`.
+
+    `gradient_constants` are the rise c·(a_m − a_s) of the weight path and the limits of the two slopes.
+    Without a `configuration` the usual one serves.
+    """
+    rise, membrane_slope_limit, gradient_slope_limit = gradient_constants
+    like = grad_weight_path if grad_weight_path is not None else grad_time_path
+    x = outer_time_inner(current, like, time_axis)
+    grad = outer_time_inner(grad_spikes, like, time_axis)
     if events is not None:
-        events = launch.outer_time_inner(events, layout, time_axis).contiguous()
+        events = outer_time_inner(events, like, time_axis).contiguous()
     outer, steps, inner = x.shape
     chunks, chunk, rest = split_time(steps)
-    tile = choose_tile(outer, inner, elements_per_thread=1)
+    tile = choose_tile(outer, inner, configuration or usual_configuration(outer * inner, elements_per_thread=1))
     if states is not None:
-        states = _in_memory_order(states, layout, time_axis).contiguous()
+        states = _in_memory_order(states, like, time_axis).contiguous()
     with launch.device_of(current):
         srm_scan_backward_kernel[tile.grid(outer, inner)](
             grad,
@@ -322,7 +336,7 @@ def backward(
             *grad.stride(),
             *x.stride(),
             launch.scalars(current.dtype, constants),
-            launch.scalars(current.dtype, gradient_constants),
+            launch.scalars(current.dtype, (rise, 1 / membrane_slope_limit, 1 / gradient_slope_limit)),
             LOAD_STATES=states is not None,
             LOAD_EVENTS=events is not None,
             STORE_WEIGHT_PATH=grad_weight_path is not None,

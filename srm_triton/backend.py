@@ -1,7 +1,8 @@
 """Which implementation runs: PyTorch's dispatcher decides, and one context manager can override it.
 
-Every operation is a PyTorch custom op. Its CPU implementation is the eager reference, its CUDA implementation (NVIDIA
-and ROCm) launches the Triton kernel. `use_backend` overrides the choice to compare the two on one machine.
+Every operation is a PyTorch custom op. On CUDA devices (NVIDIA and ROCm) it launches the Triton kernel. On the CPU it
+runs the eager reference, and the scan its C version where that was built, with the same results bit for bit.
+`use_backend` overrides the choice to compare them on one machine.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ from typing import Literal, get_args
 
 import torch
 
-Backend = Literal["auto", "reference", "triton"]
+from srm_triton.kernels import native
+
+Backend = Literal["auto", "reference", "native", "triton"]
 
 # Process-wide, like torch.backends' flags: torch.compile guards on a module's globals, so compiled models follow it.
 _override: Backend = "auto"
@@ -26,9 +29,10 @@ def use_backend(name: Backend) -> Iterator[None]:
     so a second thread that asks for an override at the same time gets an error.
 
     Args:
-        name: ``"auto"`` (the eager reference for CPU tensors, Triton for GPU tensors), ``"reference"`` or ``"triton"``.
-            Triton on CPU tensors needs Triton's interpreter: the environment variable ``TRITON_INTERPRET=1``, set
-            before triton is first imported.
+        name: ``"auto"``, what is fastest: Triton for GPU tensors, for CPU tensors the C library where it was built and
+            serves the operation, else the eager reference; ``"reference"``; ``"native"``, the C library for CPU
+            tensors (operations without a C version run their reference); or ``"triton"``. Triton on CPU tensors needs
+            Triton's interpreter: the environment variable ``TRITON_INTERPRET=1``, set before triton is first imported.
 
     Raises:
         ValueError: if `name` is none of these.
@@ -57,17 +61,25 @@ def requested_backend() -> Backend:
     return _override
 
 
-def resolve_backend(device: torch.device, requested: str) -> Literal["reference", "triton"]:
+def resolve_backend(
+    device: torch.device, requested: str, *, has_native: bool = False
+) -> Literal["reference", "native", "triton"]:
     """Returns the implementation that serves a device, given `requested_backend()` at the time of the call.
 
+    Args:
+        device: where the tensors are.
+        requested: the override in force.
+        has_native: whether the operation has a C version.
+
     Raises:
-        RuntimeError: if Triton is asked for on CPU tensors and its kernels are not interpreted.
+        RuntimeError: if Triton is asked for on CPU tensors and its kernels are not interpreted, or the C library where
+            it was not built or for GPU tensors.
         ValueError: for a device that is neither CPU nor CUDA (which includes ROCm).
     """
     if device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(f"tensors must be on a cpu or cuda (NVIDIA or ROCm) device, got {device}")
-    if requested == "auto":
-        return "triton" if device.type == "cuda" else "reference"
+    if requested == "auto" and device.type == "cuda":
+        return "triton"
     if requested == "triton" and device.type == "cpu":
         from srm_triton.kernels import launch
 
@@ -76,4 +88,11 @@ def resolve_backend(device: torch.device, requested: str) -> Literal["reference"
                 "backend 'triton' runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before triton "
                 "is first imported, or move the tensors to a GPU"
             )
-    return "triton" if requested == "triton" else "reference"
+    if requested == "native":
+        if device.type == "cuda":
+            raise RuntimeError(f"backend 'native' runs CPU tensors only, got tensors on {device}")
+        if native.problem() is not None:
+            raise RuntimeError(f"backend 'native' is not available: its C library is {native.problem()}")
+    if requested == "triton":
+        return "triton"
+    return "native" if has_native and requested != "reference" and native.problem() is None else "reference"

@@ -1,26 +1,33 @@
-"""The command line: `srm-triton train` and `srm-triton verify`."""
+"""The command line: `srm-triton train`, `verify`, `tune` and `info`."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
+import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from srm_triton import data, training
+from srm_triton import data, training, tuning
 from srm_triton.backend import requested_backend, resolve_backend
+from srm_triton.checks import FLOATING
+from srm_triton.files import partial
+from srm_triton.kernels import SRM_SCAN_CHUNK, native
+from srm_triton.kernels.configurations import CANDIDATES, Configuration
 from srm_triton.training import CHECKPOINT, LEARNING_PLOT, METRICS, SAMPLE_PLOT, CheckpointError, TrainingConfig
 
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 DEMO_PACKAGES = ("matplotlib", "numpy", "sklearn", "tqdm")
 RUN_FILES = (CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"srm-triton {version('srm-triton')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     defaults = TrainingConfig()
+    of_fashion = training.usual_config("fashion-mnist")
 
     train = commands.add_parser("train", help="train a classifier and plot what it learned")
     train.set_defaults(run=_train)
@@ -63,15 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--model", choices=get_args(training.ModelName), help=f"network (default: {defaults.model})")
     train.add_argument("--hidden", type=int, nargs="+", help="neurons or channels of each hidden layer")
-    for name, meaning in (
-        ("steps", "time steps"),
-        ("epochs", "passes through the training samples"),
-        ("batch_size", "samples in a batch"),
-        ("seed", "seed of weights and order of samples"),
+    for name, kind, meaning in (
+        ("steps", int, "time steps"),
+        ("epochs", int, "passes through the training samples"),
+        ("batch_size", int, "samples in a batch"),
+        ("seed", int, "seed of weights and order of samples"),
+        ("learning_rate", float, "of AdamW at the start"),
+        ("desired_rate", float, "spikes per step wanted of the labelled output neuron"),
+        ("undesired_rate", float, "spikes per step allowed to the other output neurons"),
     ):
-        option = "--" + name.replace("_", "-")
-        train.add_argument(option, type=int, help=f"{meaning} (default: {getattr(defaults, name)})")
-    train.add_argument("--learning-rate", type=float, help=f"of AdamW at the start (default: {defaults.learning_rate})")
+        default, fashion = getattr(defaults, name), getattr(of_fashion, name)
+        known = f"default: {default}" if default == fashion else f"default: {default}, with fashion-mnist {fashion}"
+        train.add_argument("--" + name.replace("_", "-"), type=kind, help=f"{meaning} ({known})")
     train.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
@@ -83,6 +94,29 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="compare every Triton kernel with its reference on this machine")
     verify.set_defaults(run=_verify)
     verify.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    cache = argparse.ArgumentParser(add_help=False)
+    cache.add_argument("--cache", type=Path, help="tuning file (default: ~/.cache/srm-triton/tuning.json)")
+
+    tune = commands.add_parser("tune", parents=[cache], help="time the kernels on this GPU and keep what is fastest")
+    tune.set_defaults(run=_tune)
+    action = tune.add_mutually_exclusive_group(required=True)
+    action.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        help="tune for an input current [batch, time, ...], such as 64x16x1024; may be repeated",
+    )
+    action.add_argument("--checkpoint", type=Path, help="tune for the layers of a run of `srm-triton train`")
+    action.add_argument("--list", action="store_true", help="print the entries of the tuning file")
+    action.add_argument("--export", type=Path, metavar="FILE", help="write the entries to a new file")
+    action.add_argument("--import", type=Path, metavar="FILE", dest="source", help="add the entries of another file")
+    action.add_argument("--clear", action="store_true", help="remove the tuning file")
+    tune.add_argument("--dtype", choices=DTYPES, default="float32", help="to tune for (default: %(default)s)")
+
+    info = commands.add_parser("info", parents=[cache], help="show versions, devices, backends and the tuning file")
+    info.set_defaults(run=_info)
+    info.add_argument("--json", action="store_true", help="print JSON instead of text")
     return parser
 
 
@@ -96,7 +130,7 @@ def _train(options: argparse.Namespace) -> int:
     folder: Path = options.output
     run = _resume(options, folder, device) if options.resume else _start(options, folder, device)
     config = run.config
-    backend = resolve_backend(device, requested_backend())
+    backend = resolve_backend(device, requested_backend(), has_native=True)
     sizes = (run.data.train_images[0].numel(), *config.hidden, run.data.classes)
     print(
         f"{config.data}: {len(run.data.train_labels)} training and {len(run.data.test_labels)} test samples\n"
@@ -155,11 +189,11 @@ def _load_data(config: TrainingConfig, options: argparse.Namespace) -> data.Labe
 
 
 def _start(options: argparse.Namespace, folder: Path, device: torch.device) -> training.TrainingRun:
-    config = TrainingConfig(**_given(options))
+    config = training.usual_config(**_given(options))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: is a file; choose a folder")
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = set(present) - {*RUN_FILES, *(training.partial(Path(name)).name for name in RUN_FILES)}
+    foreign = set(present) - {*RUN_FILES, *(partial(Path(name)).name for name in RUN_FILES)}
     if foreign:
         raise ValueError(f"--output {folder}: holds {min(foreign)}, which is no part of a run; choose another folder")
     if present and not options.overwrite:
@@ -218,6 +252,163 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         print(f"\n{len(comparisons)} comparisons, {failed} failed")
     return 1 if failed else 0
+
+
+# tune
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    lengths = tuple(int(length) if length.isdecimal() else 0 for length in text.split("x"))
+    if len(lengths) < 2 or min(lengths) < 1:
+        raise argparse.ArgumentTypeError(f"must be lengths ≥ 1 of [batch, time, ...], such as 64x16x1024, got {text!r}")
+    return lengths
+
+
+def _tune(options: argparse.Namespace) -> int:
+    cache = tuning.TuningCache(options.cache)
+    if options.list:
+        _print_entries(cache)
+    elif options.export is not None:
+        print(f"{options.export}: {len(cache.export_to(options.export))} entries exported")
+    elif options.source is not None:
+        entries = cache.import_from(options.source)
+        usable = sum(entry.versions == tuning.current_versions() for entry in entries)
+        print(f"{cache.path}: {len(entries)} entries imported, {usable} of them for the versions in use")
+    elif options.clear:
+        cache.clear()
+        print(f"{cache.path}: cleared")
+    else:
+        device = _gpu()
+        shapes = options.shape or _layer_shapes(options.checkpoint)
+        return _tune_shapes(cache, list(dict.fromkeys(shapes)), DTYPES[options.dtype], device)
+    return 0
+
+
+def _gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "tune: this machine has no GPU that PyTorch can use, and nothing else can time the kernels; "
+            "allowed here: --list, --export, --import, --clear"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _layer_shapes(checkpoint: Path) -> list[tuple[int, ...]]:
+    """The input currents of a network's layers, in a batch of its training."""
+    config = training.load_checkpoint(checkpoint).config
+    size = data.IMAGE_SIZES[config.data]
+    network = training.build_network(config, size, data.CLASSES).to("meta")
+    images = torch.empty(config.batch_size, *size, device="meta")
+    return [tuple(spikes.shape) for spikes in network.record(data.encode_direct(images, config.steps)).values()]
+
+
+def _tune_shapes(
+    cache: tuning.TuningCache, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> int:
+    untuned = 0
+    with _progress(len(shapes) * sum(map(len, CANDIDATES.values()))) as (advance, write):
+        for shape in shapes:
+            for tuned in tuning.tune(shape, dtype, device, after_trial=advance):
+                result = "no candidate can serve"
+                if tuned.entry is None:
+                    untuned += 1
+                else:
+                    cache.update([tuned.entry])
+                    result = f"{_describe(tuned.entry.configuration)}, {tuned.entry.milliseconds:.4f} ms"
+                name = f"{tuned.case.kernel} {'x'.join(map(str, shape))} {tuned.case.dtype}"
+                write(f"{name}: {result}, untuned {tuned.usual_milliseconds:.4f} ms")
+                for trial in tuned.trials:
+                    if trial.failure is not None:
+                        write(f"  left out {_describe(trial.configuration)}: {trial.failure}")
+    print(cache.path)
+    return 1 if untuned else 0
+
+
+def _describe(configuration: Configuration) -> str:
+    return f"{configuration.block} neurons in {configuration.num_warps} warps"
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
+    """What advances a progress bar and what prints a line above it; without tqdm there is no bar."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        yield lambda: None, print
+        return
+    with tqdm(total=total, unit="candidate", disable=None) as bar:
+        yield bar.update, bar.write
+
+
+def _print_entries(cache: tuning.TuningCache) -> None:
+    entries = cache.read()
+    print(f"{cache.path}: {len(entries)} entries")
+    for case, versions, configuration, milliseconds in entries:
+        steps = 2**case.log2_steps
+        time = f"T ≤ {steps}" if steps <= SRM_SCAN_CHUNK else f"T > {SRM_SCAN_CHUNK}"
+        print(
+            f"{case.kernel:18} {case.device}, {case.dtype}, {time}, up to 2^{case.log2_neurons} neurons: "
+            f"{_describe(configuration)}, {milliseconds:.4f} ms ({versions})"
+        )
+
+
+# info
+
+
+def _info(options: argparse.Namespace) -> int:
+    report = _installation(options.cache)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(", ".join(f"{name} {number}" for name, number in report["versions"].items()))
+    print(f"Triton's kernels are {report['kernels']}")
+    for device in report["devices"]:
+        print(f"{device['device']} ({device['name']}): backend {device['backend']}")
+        if device["note"] is not None:
+            print(f"  {device['note']}")
+    cache = report["tuning"]
+    print(f"tuning file {cache['path']}: {cache['entries']} entries, {cache['usable']} of them for these versions")
+    if cache["problem"] is not None:
+        print(f"  not used: {cache['problem']}")
+    return 0
+
+
+def _installation(cache: Path | None) -> dict[str, Any]:
+    versions = tuning.current_versions()
+    known = tuning.inspect(cache)
+    return {
+        "versions": {**versions._asdict(), "python": platform.python_version()},
+        "kernels": _kernels_state(versions),
+        "devices": [_describe_device(device) for device in _devices()],
+        "tuning": {
+            "path": None if known.path is None else str(known.path),
+            "entries": known.entries,
+            "usable": len(known.configurations),
+            "problem": known.problem,
+        },
+    }
+
+
+def _kernels_state(versions: tuning.Versions) -> str:
+    if versions.triton == "missing":
+        return "missing"
+    from srm_triton.kernels import launch
+
+    return "interpreted" if launch.interpreted() else "compiled"
+
+
+def _devices() -> list[torch.device]:
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+
+
+def _describe_device(device: torch.device) -> dict[str, Any]:
+    missing = native.problem()
+    return {
+        "device": str(device),
+        "name": platform.machine() if device.type == "cpu" else tuning.device_name(device),
+        "backend": resolve_backend(device, "auto", has_native=True),
+        "note": None if device.type != "cpu" or missing is None else f"the C library is {missing}",
+    }
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
-"""Compiles every kernel as its launcher calls it, for GPUs that this machine does not have; prints what came out as
+"""Compiles kernels as their launchers call them, for GPUs that this machine does not have; prints what came out as
 JSON.
 
-Run by test_compile.py in a process of its own: there Triton must not be in interpreter mode.
+Run by test_compile.py and test_traffic.py in a process of its own: there Triton must not be in interpreter mode.
 """
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
+import sass
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -50,11 +48,19 @@ def compiling(target: GPUTarget, compiled: list[tuple[str, object]]) -> Iterator
         JITFunction.run = original
 
 
+def compile_launch(launch: Callable[[], None], target: str) -> list[tuple[str, object]]:
+    """The name and the code of every kernel of a launch, in order."""
+    compiled: list = []
+    with compiling(TARGETS[target], compiled):
+        launch()
+    return compiled
+
+
 def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]]:
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    current = torch.empty(4, steps, 4096, dtype=dtype)
-    states = torch.empty((steps + 15) // 16 - 1, 3, 4, 4096, dtype=accumulator) if steps > 16 else None
-    trace = torch.empty(4, steps, 4096, dtype=accumulator)
+    current = torch.empty(16, steps, 4096, dtype=dtype)
+    states = torch.empty((steps + 15) // 16 - 1, 3, 16, 4096, dtype=accumulator) if steps > 16 else None
+    trace = torch.empty(16, steps, 4096, dtype=accumulator)
     constants = (0.8, 0.6, 0.6, 2.5, 1.0)
     yield partial(srm_scan.forward, current, current, None, None, states, 1, constants)
     if states is None:
@@ -86,35 +92,6 @@ def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
             yield partial(batch_norm.backward, rows, x, vector, statistics, x, statistics, 1e-5, samples)
 
 
-def resources(name: str, target: str, kernel) -> dict:
-    """Registers, spilled bytes and instruction counts of a compiled kernel."""
-    if target.startswith("gfx"):
-        text = kernel.asm["amdgcn"]
-        registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
-        spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
-        return {
-            "kernel": name,
-            "registers": registers,
-            "spills": spills,
-            "fused": len(re.findall(r"\bv_(?:pk_)?(?:fma|mac)", text)),
-        }
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-        code = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
-    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage.stdout)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return {
-        "kernel": name,
-        "registers": registers,
-        "spills": stack + local,
-        "fused": len(re.findall(r"\b[FD]FMA", code.stdout)),
-    }
-
-
 def launches() -> Iterator[tuple[torch.dtype, Callable[[], None]]]:
     """Every kernel in the variants that differ most."""
     for dtype, steps in ((torch.float32, 16), (torch.float32, 1000), (torch.bfloat16, 1000), (torch.float64, 40)):
@@ -124,14 +101,79 @@ def launches() -> Iterator[tuple[torch.dtype, Callable[[], None]]]:
         yield from ((dtype, launch) for launch in batch_norm_launches(dtype))
 
 
+def resources(target: str, kernel) -> dict[str, int]:
+    """Registers and spilled bytes of a compiled kernel."""
+    if target.startswith("gfx"):
+        text = kernel.asm["amdgcn"]
+        spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
+        return {"registers": int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1]), "spills": spills}
+    return sass.resources(kernel.asm["cubin"])
+
+
+def every_kernel(target: str) -> Iterator[dict]:
+    for dtype, launch in launches():
+        for name, kernel in compile_launch(launch, target):
+            row = {"kernel": name, "dtype": str(dtype), **resources(target, kernel)}
+            if name == "srm_scan_forward_kernel" and not target.startswith("gfx"):
+                code = sass.disassemble(kernel.asm["cubin"])
+                row["fused"] = sass.count(code, "FFMA") + sass.count(code, "DFMA")
+            yield row
+
+
+def describe(kernel) -> dict:
+    """The global memory accesses of a thread, and the arithmetic as written (PTX) and as compiled (SASS)."""
+    code = sass.disassemble(kernel.asm["cubin"])
+    ptx = kernel.asm["ptx"]
+    constants = {kernel.src.fn.arg_names[path[0]]: value for path, value in kernel.src.constants.items()}
+    tile = [value for name, value in constants.items() if name.startswith("BLOCK_") and name != "BLOCK_SPLITS"]
+    return {
+        "elements": tile[0] * tile[1] / (32 * kernel.metadata.num_warps),
+        "loop": sass.accesses(sass.loop(code)),
+        "all": sass.accesses(code),
+        "shared": kernel.metadata.shared,
+        "fused": sass.count(code, "FFMA"),
+        "double_additions": (len(re.findall(r"\b(?:add|sub)\.(?:rn\.)?f64", ptx)), sass.count(code, "DADD")),
+        "written_fused": len(re.findall(r"\bfma\.", ptx)),
+        "order": re.findall(r"\b(ld\.global|(?:add|sub|mul)(?=\.(?:rn\.)?f)|st\.global)", ptx),
+        **sass.resources(kernel.asm["cubin"]),
+    }
+
+
+def scan_traffic(dtype: torch.dtype) -> Iterator[dict]:
+    """Training and inference of every kind of sequence."""
+    for steps in (1, 8, 16, 17, 33, 40, 1000) if dtype != torch.float64 else (16, 40):
+        launches = list(scan_launches(dtype, steps))
+        passes = {"forward": launches[0], "backward": launches[-2]}
+        current = torch.empty(16, steps, 4096, dtype=dtype)
+        constants = launches[0].args[-1]
+        if steps > 16:
+            passes["inference"] = partial(srm_scan.forward, current, current, None, None, None, 1, constants)
+        for name, launch in passes.items():
+            for _, kernel in compile_launch(launch, "sm_90"):
+                yield {"pass": name, "steps": steps, **describe(kernel)}
+
+
+def batch_norm_traffic(dtype: torch.dtype) -> Iterator[dict]:
+    """One launch and two, in both memory orders."""
+    for samples, features in ((16, 4096), (20000, 64)):
+        rows = torch.empty(samples, features, dtype=dtype)
+        vector = torch.empty(features)
+        statistics = torch.empty(3, features)
+        for order, x in (("features", rows), ("samples", rows.t().contiguous().t())):
+            passes = {
+                "forward": partial(batch_norm.forward, x, vector, vector, x, statistics, 1e-5, samples),
+                "backward": partial(batch_norm.backward, x, x, vector, statistics, x, statistics, 1e-5, samples),
+            }
+            for name, launch in passes.items():
+                for kernel_name, kernel in compile_launch(launch, "sm_90"):
+                    row = {"pass": name, "samples": samples, "adjacent": order, "kernel": kernel_name}
+                    yield row | describe(kernel)
+
+
 if __name__ == "__main__":
-    rows = []
-    for target in sys.argv[1:] or TARGETS:
-        for dtype, launch in launches():
-            compiled: list = []
-            with compiling(TARGETS[target], compiled):
-                launch()
-            rows += [
-                {"target": target, "dtype": str(dtype), **resources(name, target, code)} for name, code in compiled
-            ]
-    print(json.dumps(rows, indent=1))
+    subject, which = sys.argv[1:]
+    if subject == "every_kernel":
+        rows = every_kernel(which)
+    else:
+        rows = {"scan": scan_traffic, "batch_norm": batch_norm_traffic}[subject](getattr(torch, which))
+    print(json.dumps(list(rows), indent=1))

@@ -83,6 +83,7 @@ def test_a_second_thread_is_told():
 def test_devices():
     assert resolve_backend(torch.device("cuda"), "auto") == "triton"
     assert resolve_backend(torch.device("cpu"), "auto") == "reference"
+    assert resolve_backend(torch.device("cpu"), "reference", has_native=True) == "reference"
     assert resolve_backend(torch.device("cuda"), "reference") == "reference"
     with pytest.raises(ValueError, match=r"tensors must be on a cpu or cuda \(NVIDIA or ROCm\) device, got mps"):
         resolve_backend(torch.device("mps"), "auto")

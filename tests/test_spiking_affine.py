@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from srm_triton import (
     LabelledSpikes,
@@ -116,6 +117,68 @@ def test_a_silent_labelled_neuron_learns_only_by_the_label_spike(device):
         loss = (reverse_gradient(spikes).sum() - 2) ** 2
         loss.backward()
         assert bool((weight.grad < 0).all()) == learns  # descent makes the weights larger
+
+
+def count_operations(function, inputs: Tensor, weight: Tensor, batch_first: bool) -> tuple[int, Tensor, Tensor]:
+    """Multiplications and additions of forward and backward, with the spikes and the weight's gradient."""
+    weight.grad = None
+    with FlopCounterMode(display=False) as counter:
+        spikes = function(inputs, weight, batch_first=batch_first)
+        spikes.backward(torch.linspace(-1, 1, spikes.numel(), dtype=spikes.dtype).view(spikes.shape).to(spikes.device))
+    return counter.get_total_flops(), spikes.detach(), weight.grad
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(
+    ("function", "features", "weight_shape"), [(srm_linear, (6,), (5, 6)), (srm_conv2d, (2, 6, 6), (3, 2, 3, 3))]
+)
+def test_inputs_that_repeat_are_mapped_once(function, features, weight_shape, batch_first, device):
+    torch.manual_seed(0)
+    steps, time_axis = 7, 1 if batch_first else 0
+    image = torch.rand(4, *features, dtype=torch.float64, device=device)
+    weight = (torch.rand(weight_shape, dtype=torch.float64, device=device) - 0.2).requires_grad_()
+    repeated = image.unsqueeze(time_axis).expand(*([4, steps] if batch_first else [steps, 4]), *features)
+    dense = repeated.contiguous()
+    costs, spikes, grad_weight = count_operations(function, repeated, weight, batch_first)
+    dense_costs, dense_spikes, dense_grad_weight = count_operations(function, dense, weight, batch_first)
+    assert dense_costs == steps * costs > 0
+    assert torch.equal(spikes, dense_spikes) and 0.05 < spikes.mean() < 0.95
+    torch.testing.assert_close(grad_weight, dense_grad_weight, rtol=1e-12, atol=1e-12)
+
+    # each step still has its own gradient, where one is asked for
+    for inputs in (leaves := [repeated.detach().requires_grad_(), dense.requires_grad_()]):
+        count_operations(function, inputs, weight, batch_first)
+    assert leaves[0].stride(time_axis) == 0
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_layer_keeps_of_inputs_that_repeat(device):
+    """One current for all steps, whatever the precision; the rest is the inputs' and the weight's own memory."""
+    weight = torch.rand(5, 6, device=device, requires_grad=True)
+    inputs = torch.rand(4, 1, 6, device=device).expand(4, 9, 6)
+    saved: list[Tensor] = []
+    for dtype in (None, torch.bfloat16):
+        saved.clear()
+        with (
+            torch.autocast(device.type, dtype, enabled=dtype is not None),
+            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+        ):
+            srm_linear(inputs, weight)
+        new = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+        for known in (inputs, weight):
+            new.pop(known.untyped_storage().data_ptr(), None)
+        current = 4 * 5 * (4 if dtype is None else 2)
+        converted = 0 if dtype is None else 2 * (4 * 6 + 5 * 6)
+        assert sum(new.values()) == current + converted
+
+
+def test_autocast_keeps_the_gradient_of_each_step(device):
+    weight = torch.rand(5, 6, device=device)
+    inputs = torch.rand(4, 1, 6, device=device).expand(4, 9, 6).requires_grad_()
+    with torch.autocast(device.type, torch.bfloat16):
+        spikes = srm_linear(inputs, weight)
+    spikes.sum().backward()
+    assert (inputs.grad[:, :-1] != inputs.grad[:, 1:]).any() and inputs.grad[:, 1:].any()
 
 
 def test_inputs_without_gradient_cost_no_time_path(device, monkeypatch):

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_size, check_tensor
+from srm_triton.kernels.layout import accumulator_dtype
 
 Gradient = Literal["exact", "seed"]
 
-# Eager reference, on x as [samples, features]
+# Eager reference, on x as [samples, features]; in place, since fresh memory costs more than arithmetic
 
 
 def _reference_forward(
@@ -40,17 +41,19 @@ def _reference_forward(
     divisor: int,
 ) -> None:
     x = inputs.to(statistics.dtype)
+    y = outputs.to(statistics.dtype)  # outputs itself, if it has the type
     high = x.mean(0)
-    centred = x - high
-    low = centred.mean(0)
-    centred -= low
-    variance = centred.square().sum(0) / divisor
-    y = centred / (variance + eps).sqrt()
+    torch.sub(x, high, out=y)
+    low = y.mean(0)
+    y.sub_(low)
+    variance = (y * y).sum(0) / divisor
+    y.div_((variance + eps).sqrt())
     if weight is not None:
-        y = y * weight
+        y.mul_(weight)
     if bias is not None:
-        y = y + bias
-    outputs.copy_(y)
+        y.add_(bias)
+    if y is not outputs:
+        outputs.copy_(y)
     torch.stack((high, low, variance), out=statistics)
 
 
@@ -67,11 +70,14 @@ def _reference_backward(
     high, low, variance = statistics
     deviation = (variance + eps).sqrt()
     dy = grad_outputs.to(statistics.dtype)
-    normalised = (inputs.to(statistics.dtype) - high - low) / deviation
+    dx = grad_inputs.to(statistics.dtype)  # grad_inputs itself, if it has the type
+    normalised = torch.sub(inputs.to(statistics.dtype), high, out=dx).sub_(low).div_(deviation)
     grad_weight = (dy * normalised).sum(0)
     grad_bias = dy.sum(0)
     scale = 1 / deviation if weight is None else weight / deviation
-    grad_inputs.copy_(scale * (dy - grad_bias / len(inputs) - normalised * (grad_weight / divisor)))
+    normalised.mul_(-grad_weight / divisor).add_(dy).sub_(grad_bias / len(inputs)).mul_(scale)
+    if dx is not grad_inputs:
+        grad_inputs.copy_(dx)
     torch.stack((grad_weight, grad_bias), out=grad_affine)
 
 
@@ -115,7 +121,8 @@ def _allocate(
     gradient_correction: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(inputs), inputs.new_empty((3, inputs.shape[1 - dim]), dtype=_accumulator(inputs))
+    statistics = inputs.new_empty((3, inputs.shape[1 - dim]), dtype=accumulator_dtype(inputs.dtype))
+    return torch.empty_like(inputs), statistics
 
 
 @torch.library.custom_op("srm_triton::batch_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -177,10 +184,6 @@ def _differentiate(ctx: Any, grad_outputs: Tensor, grad_statistics: Tensor) -> t
 
 
 _normalise.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-def _accumulator(inputs: Tensor) -> torch.dtype:
-    return torch.float64 if inputs.dtype == torch.float64 else torch.float32
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
@@ -293,8 +296,8 @@ def _check_vector(name: str, vector: Tensor | None, inputs: Tensor, axis: int) -
         return
     check_tensor(name, vector, "[features]")
     check_size(name, vector, 0, inputs.shape[axis], f"axis {axis} of inputs")
-    if vector.dtype not in (inputs.dtype, _accumulator(inputs)):
-        allowed = " or ".join(dict.fromkeys(str(dtype) for dtype in (inputs.dtype, _accumulator(inputs))))
+    if vector.dtype not in (inputs.dtype, accumulator_dtype(inputs.dtype)):
+        allowed = " or ".join(dict.fromkeys(str(dtype) for dtype in (inputs.dtype, accumulator_dtype(inputs.dtype))))
         raise TypeError(f"{name} must have the dtype {allowed} (inputs are {inputs.dtype}), got {vector.dtype}")
     if vector.device != inputs.device:
         raise ValueError(f"{name} must be on the device of inputs, {inputs.device}, got {vector.device}")

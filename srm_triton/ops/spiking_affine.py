@@ -5,14 +5,16 @@ With x = W·inputs (a matrix product or a convolution) and the two results of th
     grad_W      = grad_weight_path ⊗ inputs, summed over batch and time
     grad_inputs = time_gradient_scale · Wᵀ·grad_time_path              (a convolution also multiplies by the inputs)
 
-so inputs receive gradients with respect to their spike times, damped by 0.85 in the published code. The label spike:
-a silent neuron gets no gradient, so in training the labelled output neuron may count as firing at the last step at
-which its potential rises (Δu > 0.05), although it does not. Source: the code of Zhu et al., NeurIPS 2022 and 2023.
+so inputs receive gradients with respect to their spike times, damped by 0.85 in the published code. Inputs that repeat
+over time (stride 0, as `expand` makes them) are mapped once: every step has the same current, and grad_weight_path is
+summed over time before the product. The label spike: a silent neuron gets no gradient, so in training the labelled
+output neuron may count as firing at the last step at which its potential rises (Δu > 0.05), although it does not.
+Source: the code of Zhu et al., NeurIPS 2022 and 2023.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -87,10 +89,11 @@ class _SpikingAffine(torch.autograd.Function):
         keep: bool,
         backend: str,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        current = affine.forward(inputs, weight)
+        mapped = affine.forward(_distinct(inputs, time_axis), weight)
+        current = _repeat(mapped, inputs, time_axis)
         spikes, states = scan_forward(current, parameters, time_axis, keep)
         training_spikes = None if labels is None else _add_label_spike(spikes, current, labels, parameters, time_axis)
-        ctx.save_for_backward(inputs, weight, current, states, training_spikes)
+        ctx.save_for_backward(inputs, weight, mapped, states, training_spikes)
         ctx.constants = affine, parameters, time_axis, time_gradient_scale, backend
         if training_spikes is None:
             return spikes
@@ -99,9 +102,10 @@ class _SpikingAffine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight, current, states, events = ctx.saved_tensors
+        inputs, weight, mapped, states, events = ctx.saved_tensors
         affine, parameters, time_axis, time_gradient_scale, backend = ctx.constants
         time_path, weight_path = ctx.needs_input_grad[:2]
+        current = _repeat(mapped, inputs, time_axis)
         grad_weight_path, grad_time_path = scan_backward(
             grad_spikes, current, states, events, parameters, time_axis, weight_path, time_path, backend
         )
@@ -109,9 +113,26 @@ class _SpikingAffine(torch.autograd.Function):
         if time_path:
             grad_inputs = time_gradient_scale * affine.input_gradient(grad_time_path, inputs, weight)
         if weight_path:
-            grad_weight = affine.weight_gradient(grad_weight_path, inputs, weight)
+            if _repeats(inputs, time_axis):
+                grad_weight_path = grad_weight_path.sum(time_axis, keepdim=True)
+            grad_weight = affine.weight_gradient(grad_weight_path, _distinct(inputs, time_axis), weight)
         gradients = refuse_second_derivatives((grad_inputs, grad_weight), (inputs, weight))
         return *gradients, None, None, None, None, None, None, None
+
+
+def _repeats(inputs: Tensor, time_axis: int) -> bool:
+    return inputs.stride(time_axis) == 0 and inputs.shape[time_axis] > 1
+
+
+def _distinct(inputs: Tensor, time_axis: int) -> Tensor:
+    return inputs.narrow(time_axis, 0, 1) if _repeats(inputs, time_axis) else inputs
+
+
+def _repeat(current: Tensor, inputs: Tensor, time_axis: int) -> Tensor:
+    """The current of every step, as a view."""
+    shape = list(current.shape)
+    shape[time_axis] = inputs.shape[time_axis]
+    return current.expand(shape)
 
 
 class _OnceDifferentiable(torch.autograd.Function):
@@ -160,10 +181,11 @@ def _apply(
     batch_first: bool,
 ) -> Any:
     check_number("time_gradient_scale", time_gradient_scale, 0)
+    time_axis = 1 if batch_first else 0
     device = inputs.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and inputs.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-        inputs, weight = inputs.to(dtype), weight.to(dtype)
+        inputs, weight = _convert(inputs, dtype, time_axis), weight.to(dtype)
     check_same("inputs", inputs, "weight", weight)
     return _SpikingAffine.apply(
         inputs,
@@ -171,11 +193,41 @@ def _apply(
         labels,
         affine,
         check_parameters(parameters),
-        1 if batch_first else 0,
+        time_axis,
         float(time_gradient_scale),
         needs_gradient(inputs, weight),
         requested_backend(),
     )
+
+
+def _convert(inputs: Tensor, dtype: torch.dtype, time_axis: int) -> Tensor:
+    if _repeats(inputs, time_axis) and not inputs.requires_grad:  # which a conversion of all steps would hide
+        return _distinct(inputs, time_axis).to(dtype).expand_as(inputs)
+    return inputs.to(dtype)
+
+
+@overload
+def srm_linear(
+    inputs: Tensor,
+    weight: Tensor,
+    parameters: SRMParameters | None = None,
+    *,
+    labels: None = None,
+    time_gradient_scale: float = 0.85,
+    batch_first: bool = True,
+) -> Tensor: ...
+
+
+@overload
+def srm_linear(
+    inputs: Tensor,
+    weight: Tensor,
+    parameters: SRMParameters | None = None,
+    *,
+    labels: Tensor,
+    time_gradient_scale: float = 0.85,
+    batch_first: bool = True,
+) -> LabelledSpikes: ...
 
 
 def srm_linear(
@@ -186,7 +238,7 @@ def srm_linear(
     labels: Tensor | None = None,
     time_gradient_scale: float = 0.85,
     batch_first: bool = True,
-) -> Any:
+) -> Tensor | LabelledSpikes:
     """A matrix product followed by SRM neurons, with the event-driven gradient for both.
 
     Args:
@@ -212,7 +264,8 @@ def srm_linear(
     check_tensor("weight", weight, "[out_features, in_features]")
     check_size("inputs", inputs, 2, weight.shape[1], "in_features of weight")
     if labels is None:
-        return _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)
+        spikes: Tensor = _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)
+        return spikes
     check_labels(labels, "inputs", inputs, inputs.shape[0 if batch_first else 1], weight.shape[0])
     training_spikes, spikes = _apply(inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first)
     return LabelledSpikes(spikes, training_spikes)

@@ -30,32 +30,38 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_tensor, time_axes
-from srm_triton.kernels import SRM_SCAN_CHUNK
+from srm_triton.kernels import SRM_SCAN_CHUNK, native
+from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import SRMParameters, check_parameters
+from srm_triton.tuning import find_configuration
 
-# Eager reference
+# Eager reference. It works in place and selects by bits: in ATen, torch.where and masked_fill take ten times as long.
 
 
 class _Step(NamedTuple):
+    """What happens at a step; overwritten by the next one."""
+
     spike: Tensor
     membrane: Tensor  # u
-    membrane_change: Tensor  # Δu
+    previous: Tensor  # u_prev
     gradient_trace: Tensor  # Δu_t
 
 
 def _steps(current: Tensor, parameters: SRMParameters, time_axis: int) -> Iterator[_Step]:
     membrane_decay, synapse_decay, gradient_decay = parameters.decays
-    dtype = _accumulator(current)
-    m = s = g = previous = torch.zeros_like(current.select(time_axis, 0), dtype=dtype)
+    m, s, g, u, previous, spike = _zeros_of_a_step(6, current, time_axis)
     for x in current.unbind(time_axis):
-        x = x.to(dtype)
-        m = (m + x) * membrane_decay
-        s = (s + x) * synapse_decay
-        g = (g + x) * gradient_decay
-        u = parameters.amplitude * (m - s)
-        spike = u > parameters.threshold
-        yield _Step(spike, u, u - previous, g)
-        m, s, g, previous = (state.masked_fill(spike, 0) for state in (m, s, g, u))
+        x = x.to(m.dtype)
+        m.add_(x).mul_(membrane_decay)
+        s.add_(x).mul_(synapse_decay)
+        g.add_(x).mul_(gradient_decay)
+        torch.sub(m, s, out=u).mul_(parameters.amplitude)
+        torch.gt(u, parameters.threshold, out=spike)
+        yield _Step(spike, u, previous, g)
+        no_spike = _bits_where_zero(spike)
+        for state in (m, s, g, u):
+            _keep(state, no_spike)
+        previous, u = u, previous
 
 
 def _reference_forward(
@@ -83,21 +89,51 @@ def _reference_backward(
     time_axis: int,
 ) -> None:
     membrane_decay, synapse_decay, gradient_decay = parameters.decays
-    steps = list(_steps(current, parameters, time_axis))
-    weight_response = synapse_response = time_response = torch.zeros_like(steps[0].membrane)
-    for t in reversed(range(len(steps))):
-        event = steps[t].spike if events is None else events.select(time_axis, t) != 0
-        grad = grad_spikes.select(time_axis, t).to(weight_response.dtype)
-        w = (-1 / steps[t].membrane_change).clamp(-parameters.membrane_slope_limit, 0) * grad
-        v = (-1 / steps[t].gradient_trace).clamp(-parameters.gradient_slope_limit, 0) * grad
-        decayed = membrane_decay * weight_response + parameters.rise * synapse_response
-        weight_response = torch.where(event, w * parameters.rise, decayed)
-        synapse_response = synapse_decay * torch.where(event, w, synapse_response)
-        time_response = gradient_decay * torch.where(event, -v, time_response)
-        if grad_weight_path is not None:
-            grad_weight_path.select(time_axis, t).copy_(weight_response)
-        if grad_time_path is not None:
-            grad_time_path.select(time_axis, t).copy_(time_response)
+    paths = (grad_weight_path, grad_time_path)
+    dtype = accumulator_dtype(current.dtype)
+    # The slopes wait in the memory of the results, where that has their type.
+    results = [torch.empty_like(current, dtype=dtype) if path is None else path.to(dtype) for path in paths]
+    weight_results, time_results = (result.unbind(time_axis) for result in results)
+
+    no_events = []
+    for t, step in enumerate(_steps(current, parameters, time_axis)):
+        event = step.spike if events is None else (events.select(time_axis, t) != 0).to(dtype)
+        no_events.append(_bits_where_zero(event))
+        slope = torch.sub(step.membrane, step.previous, out=weight_results[t]).reciprocal_()
+        slope.neg_().clamp_(-parameters.membrane_slope_limit, 0)
+        slope = torch.reciprocal(step.gradient_trace, out=time_results[t])
+        slope.neg_().clamp_(-parameters.gradient_slope_limit, 0)
+
+    weight_response, synapse_response, time_response = _zeros_of_a_step(3, current, time_axis)
+    for t in reversed(range(len(no_events))):
+        grad = grad_spikes.select(time_axis, t).to(dtype)
+        w = _keep(weight_results[t].mul_(grad), ~no_events[t])
+        v = _keep(time_results[t].mul_(grad), ~no_events[t])
+        weight_response.mul_(membrane_decay).add_(synapse_response * parameters.rise)
+        _keep(weight_response, no_events[t]).add_(w * parameters.rise)
+        _keep(synapse_response, no_events[t]).add_(w).mul_(synapse_decay)
+        _keep(time_response, no_events[t]).sub_(v).mul_(gradient_decay)
+        weight_results[t].copy_(weight_response)
+        time_results[t].copy_(time_response)
+    for path, result in zip(paths, results, strict=True):
+        if path is not None and path is not result:
+            path.copy_(result)
+
+
+def _zeros_of_a_step(number: int, current: Tensor, time_axis: int) -> list[Tensor]:
+    like = current.select(time_axis, 0)
+    return [torch.zeros_like(like, dtype=accumulator_dtype(current.dtype)) for _ in range(number)]
+
+
+def _bits_where_zero(mask: Tensor) -> Tensor:
+    """Integers as wide as the floats of `mask`: every bit set where it is 0, none where it is 1."""
+    return mask.to(torch.int64 if mask.dtype == torch.float64 else torch.int32).sub_(1)
+
+
+def _keep(values: Tensor, bits: Tensor) -> Tensor:
+    """Sets values to 0, NaN too, where no bit is set; in place."""
+    values.view(bits.dtype).bitwise_and_(bits)
+    return values
 
 
 # Custom ops. A tensor without elements stands for one that was not asked for.
@@ -115,11 +151,15 @@ def _fill_forward(
 ) -> None:
     if current.numel() == 0:
         return
-    if resolve_backend(current.device, backend) == "triton":
+    constants = (*parameters.decays, parameters.amplitude, parameters.threshold)
+    chosen = resolve_backend(current.device, backend, has_native=True)
+    if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        constants = (*parameters.decays, parameters.amplitude, parameters.threshold)
-        kernel.forward(current, spikes, membrane, gradient_trace, states, time_axis, constants)
+        tuned = find_configuration("srm_scan_forward", current, time_axis)
+        kernel.forward(current, spikes, membrane, gradient_trace, states, time_axis, constants, tuned)
+    elif chosen == "native":
+        native.forward(current, spikes, membrane, gradient_trace, time_axis, constants)
     else:
         _reference_forward(current, spikes, membrane, gradient_trace, parameters, time_axis)
 
@@ -143,7 +183,8 @@ def _allocate_scan(
     if keep_states and resolve_backend(current.device, backend) == "triton":
         chunks = max(1, -(-current.shape[time_axis] // SRM_SCAN_CHUNK))
     neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
-    return torch.empty_like(current), current.new_empty((chunks - 1, 3, *neurons), dtype=_accumulator(current))
+    states = current.new_empty((chunks - 1, 3, *neurons), dtype=accumulator_dtype(current.dtype))
+    return torch.empty_like(current), states
 
 
 @torch.library.custom_op("srm_triton::srm_trace", mutates_args=(), device_types=("cpu", "cuda"))
@@ -159,7 +200,7 @@ def _trace(current: Tensor, parameters: Sequence[float], time_axis: int, backend
 def _allocate_trace(
     current: Tensor, parameters: Sequence[float], time_axis: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _accumulator(current)
+    dtype = accumulator_dtype(current.dtype)
     spikes = torch.empty_like(current)
     return spikes, torch.empty_like(spikes, dtype=dtype), torch.empty_like(spikes, dtype=dtype)
 
@@ -182,25 +223,23 @@ def _scan_backward(
     )
     grad_weight_path = outputs[0] if weight_path else None
     grad_time_path = outputs[1] if time_path else None
-    p = SRMParameters(*parameters)
     if current.numel() == 0 or not (weight_path or time_path):
         return outputs
-    if resolve_backend(current.device, backend) == "triton":
+    p = SRMParameters(*parameters)
+    paths = (grad_weight_path, grad_time_path)
+    constants = (*p.decays, p.amplitude, p.threshold)
+    gradient_constants = (p.rise, p.membrane_slope_limit, p.gradient_slope_limit)
+    chosen = resolve_backend(current.device, backend, has_native=True)
+    if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        kernel.backward(
-            grad_spikes,
-            current,
-            states if states.numel() else None,
-            events,
-            grad_weight_path,
-            grad_time_path,
-            time_axis,
-            (*p.decays, p.amplitude, p.threshold),
-            (p.rise, 1 / p.membrane_slope_limit, 1 / p.gradient_slope_limit),
-        )
+        kept = states if states.numel() else None
+        tuned = find_configuration("srm_scan_backward", current, time_axis)
+        kernel.backward(grad_spikes, current, kept, events, *paths, time_axis, constants, gradient_constants, tuned)
+    elif chosen == "native":
+        native.backward(grad_spikes, current, events, *paths, time_axis, constants, gradient_constants)
     else:
-        _reference_backward(grad_spikes, current, events, grad_weight_path, grad_time_path, p, time_axis)
+        _reference_backward(grad_spikes, current, events, *paths, p, time_axis)
     return outputs
 
 
@@ -235,10 +274,6 @@ def _differentiate(ctx: Any, grad_spikes: Tensor, grad_states: Tensor) -> tuple[
 
 
 _scan.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-def _accumulator(current: Tensor) -> torch.dtype:
-    return torch.float64 if current.dtype == torch.float64 else torch.float32
 
 
 # Public functions

@@ -1,0 +1,18 @@
+"""What every launcher needs to know of a tensor: its memory order and the type to compute in."""
+
+import torch
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that kernels compute in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def outer_time_inner(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor:
+    """Views `tensor` as [outer, time, inner] in the memory order of the dense tensor `like`; copies only if it must."""
+    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))
+    position = order.index(time_axis)
+    permuted = tensor.permute(order)
+    outer = permuted.shape[:position].numel()
+    inner = permuted.shape[position + 1 :].numel()
+    return permuted.reshape(outer, permuted.shape[position], inner)

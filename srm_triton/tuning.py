@@ -1,0 +1,490 @@
+"""Configurations of the scan's kernels, timed on a GPU and kept in a file for every later process.
+
+`tune` (on the command line `srm-triton tune`) times the candidates of a kernel for a shape; the fastest serves all
+shapes of the same class on devices of the same name, under the same versions. Where nothing is known, the launchers
+choose by themselves. Tuning changes no result: all configurations of the scan agree bit for bit.
+
+A process reads the file when it first launches a kernel on a GPU; `load` reads it again, or another one.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from reprlib import repr  # shortens
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from srm_triton.backend import resolve_backend
+from srm_triton.files import write_atomically
+from srm_triton.kernels import SRM_SCAN_CHUNK
+from srm_triton.kernels.configurations import CANDIDATES, Configuration
+from srm_triton.kernels.layout import accumulator_dtype
+from srm_triton.parameters import SRMParameters
+
+Timer = Callable[[Callable[[], object]], float]
+"""Returns the milliseconds that a launch takes."""
+
+_FORMAT, _FORMAT_VERSION = "srm-triton tuning", 1
+
+
+class TuningError(ValueError):
+    """A tuning file cannot be used; the message names the file, what was found and what is allowed."""
+
+
+class TuningWarning(UserWarning):
+    """A tuning file is not used; the kernels run as if nothing had been tuned."""
+
+
+class Case(NamedTuple):
+    """What a configuration is tuned for."""
+
+    kernel: str
+    """Name of the kernel."""
+    device: str
+    """Name of the device."""
+    dtype: str
+    """Of the input current."""
+    log2_steps: int
+    """Logarithm of the number of steps, rounded up; all numbers that need more than one chunk are one class."""
+    log2_neurons: int
+    """Logarithm of the number of neurons in the batch, rounded up."""
+
+    @classmethod
+    def of(cls, kernel: str, device: torch.device, dtype: torch.dtype, steps: int, neurons: int) -> "Case":
+        """The class of a shape.
+
+        Example:
+            >>> Case.of("srm_scan_forward", torch.device("cpu"), torch.float32, steps=16, neurons=64 * 1000)[2:]
+            ('float32', 4, 16)
+        """
+        steps = min(steps, SRM_SCAN_CHUNK + 1)
+        dtype_name = str(dtype).removeprefix("torch.")
+        return cls(kernel, device_name(device), dtype_name, _ceil_log2(steps), _ceil_log2(neurons))
+
+
+class Versions(NamedTuple):
+    """What a configuration was tuned with."""
+
+    srm_triton: str
+    torch: str
+    triton: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {number}" for name, number in self._asdict().items())
+
+
+class Entry(NamedTuple):
+    """The fastest configuration of a case."""
+
+    case: Case
+    versions: Versions
+    configuration: Configuration
+    milliseconds: float
+    """The time of a launch when it was tuned."""
+
+
+class TuningCache:
+    """The file of configurations; threads and processes may share it.
+
+    A file that cannot be used is not written over: the next change sets it aside, with the ending ``.damaged``.
+
+    Args:
+        path: the file, which need not exist; None stands for `default_path()`.
+
+    Raises:
+        TuningError: if `path` is None and there is no home folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     TuningCache(Path(folder) / "tuning.json").read()
+        []
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = default_path() if path is None else path
+
+    def read(self) -> list[Entry]:
+        """Returns the entries, of all devices and versions; none where there is no file.
+
+        Raises:
+            TuningError: if the file cannot be read, or is no complete tuning file.
+        """
+        try:
+            if not self.path.exists():
+                return []
+            content = self.path.read_bytes() if self.path.is_file() else None
+        except OSError as error:
+            raise TuningError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if content is None:
+            raise TuningError(f"{self.path}: not a tuning file, but a folder or a device")
+        try:
+            return _parse(json.loads(content))
+        except (ValueError, RecursionError) as error:
+            raise TuningError(f"{self.path}: not a tuning file, or a damaged one ({error})") from error
+
+    def update(self, entries: Iterable[Entry]) -> None:
+        """Adds entries, each in place of an older one of its case and versions.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        with self._locked():
+            try:
+                present = self.read()
+            except TuningError as error:
+                aside = self.path.with_name(self.path.name + ".damaged")
+                self.path.replace(aside)
+                warnings.warn(f"{error}; set aside as {aside.name}", TuningWarning, stacklevel=2)
+                present = []
+            merged = {(entry.case, entry.versions): entry for entry in (*present, *entries)}
+            _write(self.path, merged.values())
+
+    def import_from(self, path: Path) -> list[Entry]:
+        """Adds the entries of another tuning file, and returns them.
+
+        Raises:
+            TuningError: if that file does not exist, or is no tuning file.
+            OSError: if the cache cannot be written.
+        """
+        if not path.exists():
+            raise TuningError(f"{path}: no such file")
+        entries = TuningCache(path).read()
+        self.update(entries)
+        return entries
+
+    def export_to(self, path: Path) -> list[Entry]:
+        """Writes all entries to a new file, and returns them.
+
+        Raises:
+            TuningError: if there is no entry, the cache cannot be used, or `path` exists.
+            OSError: if the file cannot be written.
+        """
+        entries = self.read()
+        if not entries:
+            raise TuningError(f"{self.path}: holds no entry to export")
+        if path.exists():
+            raise TuningError(f"{path}: exists; choose another name")
+        _write(path, entries)
+        return entries
+
+    def clear(self) -> None:
+        """Removes the file, whatever it holds.
+
+        Raises:
+            OSError: if it cannot be removed.
+        """
+        with self._locked():
+            self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps other writers out; the system gives the lock of a killed process back."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(self.path.name + ".lock").open("w") as file:
+            if sys.platform != "win32":  # without locks a writer may lose another's entries; the file stays whole
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def default_path() -> Path:
+    """Returns ``.cache/srm-triton/tuning.json`` in the home folder.
+
+    Raises:
+        TuningError: if there is no home folder.
+
+    Example:
+        >>> default_path().name
+        'tuning.json'
+    """
+    try:
+        return Path.home() / ".cache" / "srm-triton" / "tuning.json"
+    except RuntimeError as error:
+        raise TuningError(f"no place for tuning.json ({error}); give a path") from error
+
+
+def current_versions() -> Versions:
+    """Returns the versions in use, ``"missing"`` for a Triton that is not installed."""
+    try:
+        from triton import __version__ as triton_version  # its distribution has another name for ROCm
+    except ImportError:
+        triton_version = "missing"
+    return Versions(version("srm-triton"), torch.__version__, triton_version)
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """Returns the model of a GPU, ``"cpu"`` for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+# What the file holds: for each entry one object of these fields
+
+_TYPES = {**Case.__annotations__, **Versions.__annotations__, **Configuration.__annotations__, "milliseconds": float}
+
+
+def _write(path: Path, entries: Iterable[Entry]) -> None:
+    rows = [
+        {**e.case._asdict(), **e.versions._asdict(), **asdict(e.configuration), "milliseconds": e.milliseconds}
+        for e in entries
+    ]
+    text = json.dumps({"format": _FORMAT, "version": _FORMAT_VERSION, "entries": rows}, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _parse(content: Any) -> list[Entry]:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"its format is not {_FORMAT!r}")
+    if content.get("version") != _FORMAT_VERSION:
+        raise ValueError(f"its format version is {content.get('version')!r}, not {_FORMAT_VERSION}")
+    if not isinstance(content.get("entries"), list):
+        raise ValueError(f"its entries are {repr(content.get('entries'))}, not a list")
+    own_version = version("srm-triton")
+    return [_parse_entry(row, own_version) for row in content["entries"]]
+
+
+def _parse_entry(row: Any, own_version: str) -> Entry:
+    if not isinstance(row, dict) or row.keys() != _TYPES.keys():
+        raise ValueError(f"an entry is {repr(row)}, without exactly the fields {', '.join(_TYPES)}")
+    for name, kind in _TYPES.items():
+        value = row[name]
+        if type(value) is not kind or (kind is not str and not 0 <= value < math.inf):
+            raise ValueError(f"{name} of an entry is {repr(value)}, which is not allowed for type {kind.__name__}")
+    case = Case(**{name: row[name] for name in Case._fields})
+    versions = Versions(**{name: row[name] for name in Versions._fields})
+    configuration = Configuration(row["block"], row["num_warps"])
+    if versions.srm_triton == own_version and configuration not in CANDIDATES.get(case.kernel, ()):
+        raise ValueError(f"{configuration} is no candidate of a kernel {case.kernel}")
+    return Entry(case, versions, configuration, row["milliseconds"])
+
+
+# What this process uses
+
+
+class Loaded(NamedTuple):
+    """What a tuning file offers to this process."""
+
+    path: Path | None
+    """The file; None where there is no place for one."""
+    entries: int
+    """The number of its entries, of all versions."""
+    configurations: dict[Case, Configuration]
+    """Those of the versions in use."""
+    problem: str | None
+    """Why it cannot be used."""
+
+
+# Process-wide, like torch.backends' flags: custom ops, which look here, take no such arguments.
+_loaded: Loaded | None = None
+_load_lock = threading.RLock()
+
+
+def inspect(path: Path | None = None) -> Loaded:
+    """Reads a tuning file without using it.
+
+    Args:
+        path: the file; None stands for `default_path()`.
+
+    Returns:
+        What it holds; nothing where it does not exist, and the problem where it cannot be used.
+
+    Example:
+        >>> inspect(Path("no such file")).configurations
+        {}
+    """
+    try:
+        path = path or default_path()
+        entries = TuningCache(path).read()
+    except TuningError as error:
+        return Loaded(path, 0, {}, str(error))
+    versions = current_versions()
+    configurations = {entry.case: entry.configuration for entry in entries if entry.versions == versions}
+    problem = None
+    if entries and not configurations:
+        problem = f"{path}: tuned only for other versions ({entries[-1].versions}) than those in use ({versions})"
+    return Loaded(path, len(entries), configurations, problem)
+
+
+def load(path: Path | None = None) -> Loaded:
+    """Reads a tuning file, for all launches of this process from now on.
+
+    A file that cannot be used counts as an empty one and gives a `TuningWarning`.
+
+    Args:
+        path: the file; None stands for `default_path()`.
+    """
+    global _loaded
+    with _load_lock:
+        _loaded = inspect(path)
+        if _loaded.problem is not None:
+            warnings.warn(f"{_loaded.problem}; the kernels run untuned", TuningWarning, stacklevel=2)
+        return _loaded
+
+
+def loaded() -> Loaded | None:
+    """Returns what this process uses, None if it has not read a file."""
+    return _loaded
+
+
+def unload() -> None:
+    """Forgets what was read; the next launch on a GPU reads the default file."""
+    global _loaded
+    with _load_lock:
+        _loaded = None
+
+
+def find_configuration(kernel: str, current: Tensor, time_axis: int) -> Configuration | None:
+    """Returns the configuration tuned for a launch on `current`; None if there is none, and in Triton's interpreter."""
+    from srm_triton.kernels import launch
+
+    if launch.interpreted():
+        return None
+    known = _loaded
+    if known is None:
+        with _load_lock:  # the first of several threads reads, and warns
+            known = _loaded or load()
+    steps = current.shape[time_axis]
+    case = Case.of(kernel, current.device, current.dtype, steps, current.numel() // steps)
+    return known.configurations.get(case)
+
+
+# Timing
+
+
+class Trial(NamedTuple):
+    """A candidate's time, or why it cannot serve."""
+
+    configuration: Configuration
+    milliseconds: float | None
+    failure: str | None
+
+
+class Tuned(NamedTuple):
+    """What the candidates of a kernel came to."""
+
+    case: Case
+    usual_milliseconds: float
+    """The time without tuning."""
+    trials: list[Trial]
+
+    @property
+    def entry(self) -> Entry | None:
+        """The fastest candidate; None if all failed."""
+        times = [(trial.milliseconds, trial.configuration) for trial in self.trials if trial.milliseconds is not None]
+        if not times:
+            return None
+        milliseconds, configuration = min(times, key=lambda time: time[0])
+        return Entry(self.case, current_versions(), configuration, milliseconds)
+
+
+def time_on_gpu(launch: Callable[[], object]) -> float:
+    """Returns the median time of a launch in milliseconds, from device events and with a cold cache."""
+    from triton.testing import do_bench
+
+    return float(do_bench(launch, return_mode="median"))
+
+
+def tune(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    timer: Timer = time_on_gpu,
+    after_trial: Callable[[], object] = lambda: None,
+) -> Iterator[Tuned]:
+    """Times all candidates of all kernels on a shape; `TuningCache.update` keeps the results' entries.
+
+    A candidate that does not compile or launch, or whose results differ from the usual configuration's, is left out.
+
+    Args:
+        shape: of the input current, [batch, time, ...].
+        dtype: of the input current.
+        device: a GPU.
+        timer: measures a launch.
+        after_trial: called after each candidate, for progress bars.
+
+    Yields:
+        One result for each kernel.
+
+    Raises:
+        RuntimeError: if the device does not run Triton kernels.
+        ValueError: if the shape is no such shape.
+    """
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"shape must be [batch, time, ...], each at least 1, got {list(shape)}")
+    resolve_backend(device, "triton")
+    for kernel, launch, outputs in _launches(shape, dtype, device):
+        case = Case.of(kernel, device, dtype, shape[1], math.prod(shape) // shape[1])
+        launch(None)
+        expected = [output.clone() for output in outputs]
+        usual_milliseconds = timer(partial(launch, None))
+        trials = []
+        for configuration in CANDIDATES[kernel]:
+            trials.append(_try(partial(launch, configuration), configuration, outputs, expected, timer))
+            after_trial()
+        yield Tuned(case, usual_milliseconds, trials)
+
+
+def _try(
+    launch: Callable[[], object],
+    configuration: Configuration,
+    outputs: list[Tensor],
+    expected: list[Tensor],
+    timer: Timer,
+) -> Trial:
+    for output in outputs:
+        output.fill_(math.nan)  # equals nothing: what a launch leaves out shows
+    try:
+        launch()
+        if not all(map(torch.equal, outputs, expected)):
+            return Trial(configuration, None, "its results differ from those of the usual configuration")
+        return Trial(configuration, timer(launch), None)
+    except Exception as error:  # compilers and drivers name no set of exceptions
+        return Trial(configuration, None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+
+
+def _launches(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Callable[[Configuration | None], None], list[Tensor]]]:
+    """Each kernel's name, its launch in a step of training, and the tensors that it fills."""
+    from srm_triton.kernels import srm_scan
+
+    p = SRMParameters()
+    constants = (*p.decays, p.amplitude, p.threshold)
+    gradient_constants = (p.rise, p.membrane_slope_limit, p.gradient_slope_limit)
+    generator = torch.Generator(device).manual_seed(0)
+    current = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+    spikes, grad_weight_path, grad_time_path = (torch.empty_like(current) for _ in range(3))
+    batch, steps, *features = shape
+    chunks, _, _ = srm_scan.split_time(steps)
+    states = None
+    if chunks > 1:
+        states = current.new_empty((chunks - 1, 3, batch, *features), dtype=accumulator_dtype(dtype))
+
+    def forward(configuration: Configuration | None) -> None:
+        srm_scan.forward(current, spikes, None, None, states, 1, constants, configuration)
+
+    def backward(configuration: Configuration | None) -> None:
+        srm_scan.backward(
+            current, current, states, None, grad_weight_path, grad_time_path, 1, constants, gradient_constants,
+            configuration,
+        )  # fmt: skip
+
+    yield "srm_scan_forward", forward, [spikes] if states is None else [spikes, states]
+    yield "srm_scan_backward", backward, [grad_weight_path, grad_time_path]
+
+
+def _ceil_log2(number: int) -> int:
+    return (number - 1).bit_length()

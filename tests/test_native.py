@@ -1,0 +1,143 @@
+"""The C library: that it is built, that it is chosen, its threads, and what users are told without it.
+
+Its results are compared with the reference's in test_srm_scan.py.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from srm_triton import SRMLinear, SRMParameters, srm_scan, use_backend
+from srm_triton.backend import resolve_backend
+from srm_triton.kernels import native
+from srm_triton.ops.srm_scan import scan_backward, scan_forward
+
+CPU = torch.device("cpu")
+needs_library = pytest.mark.skipif(native.problem() is not None, reason=f"the C library is {native.problem()}")
+
+
+@pytest.fixture
+def number_of_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_it_is_built_where_there_is_a_compiler():
+    assert native.problem() is None or not any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+@needs_library
+def test_it_serves_the_scan_of_cpu_tensors(monkeypatch):
+    called = []
+    for name in ("forward", "backward"):
+        original = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, original=original, name=name: called.append(name) or original(*a))
+    layer = SRMLinear(5, 3)
+    layer(torch.rand(2, 4, 5)).sum().backward()
+    assert called == ["forward", "backward"]
+    with use_backend("reference"):
+        spikes = layer(torch.rand(2, 4, 5))
+    spikes.sum().backward()
+    assert called == ["forward", "backward"]
+
+
+def test_without_it_the_reference_serves(monkeypatch):
+    monkeypatch.setattr(native, "_library", lambda: "not built: no compiler")
+    assert resolve_backend(CPU, "auto", has_native=True) == "reference"
+    assert srm_scan(torch.ones(1, 4)).sum() == 1
+    with pytest.raises(RuntimeError, match="backend 'native' is not available: its C library is not built: no comp"):
+        resolve_backend(CPU, "native", has_native=True)
+
+
+def test_a_library_that_cannot_be_loaded(monkeypatch, tmp_path):
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"nonsense")
+    monkeypatch.setattr(native, "_path", lambda: str(broken))
+    assert native._library.__wrapped__().startswith("cannot be loaded: ")
+    monkeypatch.setattr(native, "_path", lambda: None)
+    assert native._library.__wrapped__().startswith("not built: ")
+
+
+@needs_library
+def test_gpu_tensors_are_refused():
+    with pytest.raises(RuntimeError, match="backend 'native' runs CPU tensors only, got tensors on cuda"):
+        resolve_backend(torch.device("cuda"), "native", has_native=True)
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(40, 9, 300), (1, 300, 700), (9000, 5, 1), (3, 7, 5000), (2, 64, 1500)])
+def test_every_number_of_threads_gives_the_same(shape, number_of_threads):
+    generator = torch.Generator().manual_seed(0)
+    current = torch.randn(shape, generator=generator) + 0.5
+    grad = torch.randn(shape, generator=generator)
+    parameters = SRMParameters()
+    results = []
+    for threads in (1, 2, 3):
+        number_of_threads(threads)
+        spikes, states = scan_forward(current, parameters, 1, keep_states=True)
+        paths = scan_backward(grad, current, states, None, parameters, 1, True, True, "native")
+        results.append((spikes, *paths))
+    assert current.numel() >= native._PARALLEL_FROM
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@needs_library
+def test_what_is_not_a_number_equals_the_references():
+    """A bad gradient or potential at an event, which only a label spike of one's own making can be."""
+    generator = torch.Generator().manual_seed(0)
+    current, grad = torch.randn(2, 4, 20, 50, generator=generator)
+    current[0, 5, :25] = torch.nan
+    grad[1, 5:, 10:] = torch.tensor(float("inf"))
+    grad[2, 5:, 10:] = torch.nan
+    events = (torch.rand(4, 20, 50, generator=generator) < 0.2).float()
+    results = [
+        scan_backward(grad, current, current.new_empty(0), events, SRMParameters(), 1, True, True, backend)
+        for backend in ("reference", "native")
+    ]
+    for expected, result in zip(*results, strict=True):
+        assert expected.isnan().any() and not expected.isnan().all()
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_it_works_on_pytorchs_own_threads():
+    """A scan on two threads, after PyTorch has started its own, starts no other."""
+    code = (
+        "import os, torch, srm_triton\n"
+        "torch.set_num_threads(2)\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = count(); current = torch.rand(64, 8, 1024) + 0.5; own = count()\n"
+        "with srm_triton.use_backend('native'): srm_triton.srm_scan(current)\n"
+        "print(own - before, count() - own)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["1", "0"]
+
+
+@needs_library
+def test_the_source_and_its_loader_agree():
+    source = (Path(native.__file__).parent / "srm_scan.c").read_text(encoding="utf-8")
+    assert f"#define LARGEST_TILE {native._LARGEST_TILE} " in source
+    assert f"#define CHUNK {native._CHUNK}\n" in source
+    fields = source.partition("typedef struct {")[2].partition("} Scan;")[0]
+    position = -1
+    for name, _ in native._Scan._fields_:
+        assert (position := fields.index(name, position + 1)) >= 0
+
+
+@needs_library
+def test_long_sequences(number_of_threads):
+    number_of_threads(2)
+    current = torch.full((2, 20_000, 3), 0.4)
+    spikes = srm_scan(current.requires_grad_())
+    spikes.sum().backward()
+    with use_backend("reference"):
+        expected = srm_scan(current)
+    assert torch.equal(spikes, expected) and spikes.sum() > 1000 and current.grad.isfinite().all()
