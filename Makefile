@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench bench-peers clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -20,7 +20,14 @@ lint: $(VENV)/test
 
 docs: $(VENV)/docs
 	$(BIN)/python -m pdoc --docformat google --output-directory build/docs srm_triton srm_triton.compat \
-	    srm_triton.ops.srm_scan srm_triton.ops.batch_norm srm_triton.ops.spiking_affine srm_triton.training
+	    srm_triton.ops.srm_scan srm_triton.ops.batch_norm srm_triton.ops.spiking_affine srm_triton.training \
+	    srm_triton.tuning
+
+# bench-peers installs other libraries to compare with
+bench: $(VENV)/bench
+bench-peers: $(VENV)/peers
+bench bench-peers:
+	$(BIN)/python -m pytest bench --benchmark-max-time=1 --benchmark-min-rounds=7 --benchmark-disable-gc
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info
@@ -28,6 +35,6 @@ clean:
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/demo $(VENV)/test $(VENV)/docs: $(VENV)/%: pyproject.toml constraints.txt Makefile | $(VENV)/bin/pip
+$(addprefix $(VENV)/,demo test docs bench peers): $(VENV)/%: pyproject.toml constraints.txt Makefile | $(VENV)/bin/pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]'
 	touch $@

@@ -1,0 +1,40 @@
+"""Batch normalisation: of a weight over its fan-in, and of data over many samples."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.contenders import compiled, on_backends
+from bench.harness import DEVICE, THREADS, Contender
+from srm_triton import batch_norm
+
+CASES = {"weight": (1, {"features": 1024, "samples": 1024}), "data": (0, {"samples": 32768, "features": 64})}
+
+
+def formula(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, axis: int) -> torch.Tensor:
+    variance, mean = torch.var_mean(x, axis, correction=1, keepdim=True)
+    weight, bias = weight.unsqueeze(axis), bias.unsqueeze(axis)
+    return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+
+# Least traffic in bytes: the matrix in, the result out; then matrix and gradient in, the gradient out.
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
+def test_batch_norm(measure, shrink, threads, name, case, traffic):
+    axis, shape = CASES[name][0], shrink(CASES[name][1])
+    x = torch.randn(tuple(shape.values()), device=DEVICE)
+    vectors = [torch.ones(shape["features"], device=DEVICE), torch.zeros(shape["features"], device=DEVICE)]
+    contenders = [
+        *on_backends(lambda x, weight, bias: batch_norm(x, weight, bias, dim=axis), ("reference", "triton")),
+        Contender("formula", lambda: lambda x, weight, bias: formula(x, weight, bias, axis)),
+        Contender("torch.compile", lambda: compiled(lambda x, weight, bias: formula(x, weight, bias, axis))),
+        Contender(
+            "F.batch_norm",
+            lambda: lambda x, w, b: F.batch_norm(x if axis == 0 else x.t(), None, None, w, b, training=True),
+            comparable=False,  # divides by M where ours divides by M − 1
+        ),
+    ]
+    tensors = [tensor.requires_grad_() for tensor in (x, *vectors)]
+    options = {"threads": threads, "backward": traffic > 8, "traffic": traffic}
+    measure(f"{name}, {case}", shape, contenders, tensors, **options)

@@ -1,0 +1,279 @@
+"""What is compared: this package's backends, the published rule as a plain loop, that loop compiled, other libraries.
+
+A neuron is a function of a current [batch, time, ...] (some: [time, batch, ...]) that returns spikes of that shape. The
+docstrings of the functions that `Contender` names are printed with the results.
+"""
+
+import functools
+import inspect
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.harness import DEVICE, Contender, UnavailableError
+from srm_triton import SRMParameters, srm_scan, use_backend
+from srm_triton.backend import requested_backend
+from srm_triton.ops.srm_scan import scan_backward, scan_forward
+
+Function = Callable[..., Tensor]
+PARAMETERS = SRMParameters()
+
+
+def on_backends(function: Function, names: tuple[str, ...] = ("reference", "native", "triton")) -> list[Contender]:
+    """Contenders that run the function on one of this package's backends each."""
+    return [Contender(name, functools.partial(_on_backend, name, function)) for name in names]
+
+
+def _on_backend(name: str, function: Function) -> Function:
+    if name == "triton" and DEVICE.type != "cuda":
+        raise UnavailableError("needs a GPU")
+    try:
+        with use_backend(name):
+            srm_scan(torch.ones(1, 1, 1, device=DEVICE))
+    except (ValueError, RuntimeError) as error:
+        raise UnavailableError(str(error)) from None
+
+    def run(*tensors: Tensor) -> Tensor:
+        with use_backend(name):
+            return function(*tensors)
+
+    return run
+
+
+class _Neuron(torch.autograd.Function):
+    """A rule's spikes; the weight path is the gradient of `current`, the time path that of `twin`, a leaf for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: Any, current: Tensor, twin: Tensor | None) -> Tensor:
+        spikes, *kept = rule.forward(current)
+        ctx.rule = rule
+        ctx.save_for_backward(*kept)
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.rule.backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad[1:])
+
+
+def _neuron(rule: Any) -> Function:
+    return lambda current, twin=None: _Neuron.apply(rule, current, twin)
+
+
+class _Scan:
+    def forward(self, current: Tensor) -> tuple[Tensor, ...]:
+        self.backend = requested_backend()
+        spikes, states = scan_forward(current, PARAMETERS, 1, True)
+        return spikes, current, states
+
+    def backward(self, grad: Tensor, current: Tensor, states: Tensor, *paths: bool) -> tuple[Tensor, Tensor]:
+        return scan_backward(grad, current, states, None, PARAMETERS, 1, *paths, self.backend)
+
+
+def scan_with_both_gradients(current: Tensor, twin: Tensor) -> Tensor:
+    """The scan as a layer calls it."""
+    return _neuron(_Scan())(current, twin)
+
+
+# The published rule
+
+
+def _forward(current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    decay_m, decay_s, decay_g = PARAMETERS.decays
+    m = s = g = previous = torch.zeros_like(current[:, 0])
+    spikes, changes, rates = [], [], []
+    for x in current.unbind(1):
+        m = (m + x) * decay_m
+        s = (s + x) * decay_s
+        g = (g + x) * decay_g
+        u = PARAMETERS.amplitude * (m - s)
+        spike = (u > PARAMETERS.threshold).to(u.dtype)
+        spikes.append(spike)
+        changes.append(u - previous)
+        rates.append(g)
+        silent = 1 - spike
+        m, s, g, previous = m * silent, s * silent, g * silent, u * silent
+    return torch.stack(spikes, 1), torch.stack(changes, 1), torch.stack(rates, 1)
+
+
+def _backward(
+    grad: Tensor, spikes: Tensor, changes: Tensor, rates: Tensor, powers: Tensor, weight_path: bool, time_path: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    w = v = torch.zeros_like(grad[:, 0])
+    distance = torch.full_like(w, -1, dtype=torch.int64)  # steps to the next spike; w and v are 0 without one
+    weights, times = [], []
+    for t in reversed(range(grad.shape[1])):
+        fired = spikes[:, t] > 0
+        distance = torch.where(fired, 0, distance + 1)
+        if weight_path:
+            slope = (-1 / changes[:, t]).clamp(-PARAMETERS.membrane_slope_limit, 0)
+            w = torch.where(fired, slope * grad[:, t], w)
+            weights.append(w * powers[0][distance])
+        if time_path:
+            slope = (-1 / rates[:, t]).clamp(-PARAMETERS.gradient_slope_limit, 0)
+            v = torch.where(fired, slope * grad[:, t], v)
+            times.append(v * powers[1][distance])
+    weights.reverse()
+    times.reverse()
+    return torch.stack(weights, 1) if weight_path else None, torch.stack(times, 1) if time_path else None
+
+
+@functools.cache
+def _powers(steps: int) -> Tensor:
+    """Responses of the membrane and of the spike time, 1 … `steps` steps later."""
+    powers = torch.tensor(PARAMETERS.decays, dtype=torch.float64)[:, None] ** torch.arange(1, steps + 1)
+    responses = torch.stack([PARAMETERS.amplitude * (powers[0] - powers[1]), -powers[2]])
+    return responses.to(DEVICE, torch.float32)
+
+
+class _PublishedRule:
+    def __init__(self, compiler: Callable[[Any], Any] = lambda function: function) -> None:
+        self._forward, self._backward = compiler(_forward), compiler(_backward)
+
+    def forward(self, current: Tensor) -> tuple[Tensor, ...]:
+        spikes, changes, rates = self._forward(current)
+        return spikes, spikes, changes, rates
+
+    def backward(self, grad: Tensor, *kept_and_paths: Any) -> tuple[Tensor | None, Tensor | None]:
+        *kept, weight_path, time_path = kept_and_paths
+        return self._backward(grad, *kept, _powers(grad.shape[1]), weight_path, time_path)
+
+
+class _PublishedLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.rule = _PublishedRule()
+        spikes, *kept = ctx.rule.forward(inputs.matmul(weight.t()))
+        ctx.save_for_backward(inputs, weight, *kept)
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, weight, *kept = ctx.saved_tensors
+        to_weights, to_times = ctx.rule.backward(grad, *kept, True, True)
+        return 0.85 * to_times.matmul(weight), to_weights.transpose(1, 2).matmul(inputs).sum(0)
+
+
+def _published_loop() -> Function:
+    """The published rule a step at a time: keeps spikes, Δu and Δu_t, and looks powers of the decays up in a table."""
+    return _neuron(_PublishedRule())
+
+
+def compiled(function: Any) -> Any:
+    """Compiles with Inductor."""
+    if DEVICE.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise UnavailableError("needs a C++ compiler")
+    return torch.compile(function, dynamic=False)
+
+
+def _compiled_loop() -> Function:
+    """The published loop under `torch.compile` (Inductor), which unrolls it."""
+    return _neuron(_PublishedRule(compiled))
+
+
+def _published_layer() -> Function:
+    """The same behind a matrix product, with the published gradient of the weight: one product a sample, then a sum."""
+    return _PublishedLayer.apply
+
+
+PUBLISHED_LOOP = Contender("published loop", _published_loop, about=inspect.getdoc(_published_loop))
+COMPILED_LOOP = Contender("torch.compile", _compiled_loop, about=inspect.getdoc(_compiled_loop))
+PUBLISHED_LAYER = Contender("published layer", _published_layer, about=inspect.getdoc(_published_layer))
+
+# Other libraries: of each, the neuron nearest to the spike response model
+
+
+def _spikingjelly() -> Function:
+    """SpikingJelly's `LIFNode` over several steps: one state instead of three, sigmoid surrogate gradient."""
+    from spikingjelly.activation_based import functional, neuron
+
+    node = neuron.LIFNode(tau=PARAMETERS.tau_m, decay_input=False, step_mode="m").to(DEVICE)
+
+    def run(current: Tensor) -> Tensor:
+        functional.reset_net(node)
+        return node(current)
+
+    return run
+
+
+def _snntorch() -> Function:
+    """snnTorch's `Alpha`: the difference of two exponential states, arctangent surrogate gradient."""
+    import snntorch
+
+    decay_m, decay_s, _ = PARAMETERS.decays
+    neuron = snntorch.Alpha(alpha=decay_m, beta=decay_s, reset_mechanism="zero").to(DEVICE)
+
+    def run(current: Tensor) -> Tensor:
+        states = neuron.reset_mem()
+        spikes = []
+        for x in current.unbind(1):
+            spike, *states = neuron(x, *states)
+            spikes.append(spike)
+        return torch.stack(spikes, 1)
+
+    return run
+
+
+def _norse() -> Function:
+    """Norse's `LIF`: a membrane behind a synapse (two states), SuperSpike surrogate gradient."""
+    import norse.torch
+
+    step = 0.001
+    rates = {"tau_mem_inv": 1 / (step * PARAMETERS.tau_m), "tau_syn_inv": 1 / (step * PARAMETERS.tau_s)}
+    constants = norse.torch.LIFParameters(**{name: torch.as_tensor(rate) for name, rate in rates.items()})
+    neuron = norse.torch.LIF(p=constants, dt=step).to(DEVICE)
+    return lambda current: neuron(current)[0]
+
+
+def _sinabs() -> Function:
+    """sinabs' `LIF` with a synapse: a membrane behind a synapse (two states), exponential surrogate gradient."""
+    import sinabs.activation
+    import sinabs.layers
+
+    neuron = sinabs.layers.LIF(
+        tau_mem=PARAMETERS.tau_m,
+        tau_syn=PARAMETERS.tau_s,
+        spike_fn=sinabs.activation.SingleSpike,
+        reset_fn=sinabs.activation.MembraneReset(),
+        norm_input=False,
+    )
+    neuron = neuron.requires_grad_(False).to(DEVICE)  # its time constants would learn too
+
+    def run(current: Tensor) -> Tensor:
+        neuron.reset_states()
+        return neuron(current)
+
+    return run
+
+
+def _installed(build: Callable[[], Function]) -> Function:
+    try:
+        return build()
+    except ImportError as error:
+        raise UnavailableError(f"not installed ({error})") from None
+
+
+def _peer(name: str, build: Callable[[], Function], time_first: bool = False) -> Contender:
+    about = inspect.getdoc(build)
+    return Contender(name, functools.partial(_installed, build), time_first, comparable=False, about=about)
+
+
+PEERS = [
+    _peer("SpikingJelly", _spikingjelly, time_first=True),
+    _peer("snnTorch", _snntorch),
+    _peer("Norse", _norse, time_first=True),
+    _peer("sinabs", _sinabs),
+]
+
+
+def peers_behind(affine: Function) -> list[Contender]:
+    """The peers as layers: an affine map of (inputs, weight), then the neurons."""
+
+    def layer(peer: Contender) -> Function:
+        neuron = peer.build()
+        return lambda inputs, weight: neuron(affine(inputs, weight))
+
+    return [replace(peer, build=functools.partial(layer, peer)) for peer in PEERS]

@@ -1,0 +1,181 @@
+"""Measures contenders against each other: same tensors, same rounds, medians.
+
+pytest-benchmark times one function after another, so a machine that slows down for a moment falsifies a ratio. Here
+one of its rounds calls every contender once, in random order, and the samples are kept contender by contender;
+pytest-benchmark decides how many rounds fit the time (`--benchmark-max-time`, `--benchmark-min-rounds`). Ratios are
+medians over rounds of two times of one round. Where the least traffic is known, a copy that moves as many bytes between
+two buffers that exist already takes part in every round.
+
+Times include the allocation of results and their release. On a GPU they are those between two events on its stream.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+THREADS = [1] if DEVICE.type == "cuda" else sorted({1, torch.get_num_threads()})
+COPY = "copy"
+
+
+class UnavailableError(Exception):
+    """Why a contender cannot take part here."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A function of a case's tensors, built when the case begins."""
+
+    name: str
+    build: Callable[[], Callable[..., Tensor]]  # raises UnavailableError
+    time_first: bool = False  # whether it wants the first tensor as [time, batch, ...]
+    comparable: bool = True  # whether it must compute what the first contender computes
+    about: str = ""
+
+
+def measure(
+    benchmark: Callable[[Callable[[], None]], None],
+    contenders: Sequence[Contender],
+    tensors: Sequence[Tensor],
+    *,
+    threads: int = 1,
+    backward: bool = True,
+    traffic: int | None = None,
+    count_tensors: bool = False,
+) -> list[dict[str, Any]]:
+    """Measures the contenders in interleaved rounds.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        contenders: the first one is what ratios refer to.
+        tensors: arguments of every contender.
+        threads: of PyTorch on the CPU.
+        backward: whether the gradients of the `tensors` that require one belong to the work.
+        traffic: least number of bytes to move for each element of the output.
+        count_tensors: whether `tensors` count among the bytes kept for backward.
+
+    Returns:
+        A record for each contender, and one for the copy.
+    """
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        records, runs, elements = _prepare(contenders, tensors, backward, count_tensors)
+        if traffic is not None:
+            source = torch.ones(elements * traffic // 2, dtype=torch.uint8, device=DEVICE)
+            destination = torch.zeros_like(source)
+            runs[COPY] = lambda: destination.copy_(source)
+            records.append({"contender": COPY})
+        samples: dict[str, list[float]] = {name: [] for name in runs}
+        order = random.Random(0)
+
+        def interleaved_round() -> None:
+            for name in order.sample(list(runs), len(runs)):
+                samples[name].append(_seconds(runs[name]))
+
+        benchmark(interleaved_round)
+    finally:
+        torch.set_num_threads(threads_before)
+    first = next(iter(samples.values()))
+    for record in records:
+        if times := samples.get(record["contender"]):
+            record |= _summary(times, elements) | {"ratio": _median_ratio(times, first)}
+            if traffic is not None:
+                record["copy_rate"] = _median_ratio(samples[COPY], times)
+    return records
+
+
+def _prepare(
+    contenders: Sequence[Contender], tensors: Sequence[Tensor], backward: bool, count_tensors: bool
+) -> tuple[list[dict[str, Any]], dict[str, Callable[[], Any]], int]:
+    """Builds the contenders, checks that they agree, and counts what each keeps for backward."""
+    records: list[dict[str, Any]] = []
+    runs: dict[str, Callable[[], Any]] = {}
+    expected: list[Tensor] = []
+    elements = 0
+    for contender in contenders:
+        records.append(record := {"contender": contender.name})
+        try:
+            function = contender.build()
+        except UnavailableError as reason:
+            record["skipped"] = str(reason)
+            continue
+        arguments = list(tensors)
+        if contender.time_first:
+            swapped = tensors[0].detach().transpose(0, 1).contiguous()
+            arguments[0] = swapped.requires_grad_(tensors[0].requires_grad)
+        start = time.perf_counter()
+        run = _work(function, arguments, backward)
+        results = run()
+        record["first_call_seconds"] = time.perf_counter() - start  # including compilation, where there is one
+        elements = results[0].numel()
+        if contender.comparable:
+            expected = expected or results
+            _check_agreement(contender.name, results, expected)
+        if backward:
+            kept = _kept_bytes(lambda f=function, a=arguments: f(*a), () if count_tensors else arguments)
+            record["kept_bytes"] = kept / elements
+        runs[contender.name] = run
+    return records, runs, elements
+
+
+def _work(function: Callable[..., Tensor], arguments: Sequence[Tensor], backward: bool) -> Callable[[], list[Tensor]]:
+    """What is timed: the output and, if they belong to the work, the gradients."""
+    with torch.no_grad():
+        output = function(*arguments)
+        gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    leaves = [tensor for tensor in arguments if tensor.requires_grad]
+
+    def run() -> list[Tensor]:
+        with torch.set_grad_enabled(backward):
+            output = function(*arguments)
+        return [output, *torch.autograd.grad(output, leaves, gradient)] if backward else [output]
+
+    return run
+
+
+def _kept_bytes(forward: Callable[[], Tensor], excluded: Sequence[Tensor]) -> int:
+    """Bytes of the distinct storages that autograd keeps, without those of `excluded`."""
+    saved: list[Tensor] = []  # holds them all, so that no address is used twice
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        forward()
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in saved}
+    return sum(storages.values()) - sum(storages.get(t.untyped_storage().data_ptr(), 0) for t in excluded)
+
+
+def _check_agreement(name: str, results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raises an error unless the results agree but for the few spikes that another order of rounding moves."""
+    for result, other in zip(results, expected, strict=True):
+        wrong = ~torch.isclose(result, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+        if wrong.float().mean() > 1e-3:
+            raise AssertionError(f"{name} computes something else than the first contender")
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    if DEVICE.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _summary(times: Sequence[float], elements: int) -> dict[str, float]:
+    """Quartiles in nanoseconds for each element."""
+    scaled = [1e9 * seconds / elements for seconds in times]
+    lower, median, upper = statistics.quantiles(scaled, n=4, method="inclusive")
+    return {"rounds": len(times), "nanoseconds": median, "lower_quartile": lower, "upper_quartile": upper}
+
+
+def _median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))

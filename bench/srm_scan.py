@@ -1,0 +1,41 @@
+"""The neurons alone."""
+
+import pytest
+import torch
+
+from bench.contenders import COMPILED_LOOP, PEERS, PUBLISHED_LOOP, on_backends, scan_with_both_gradients
+from bench.harness import DEVICE, THREADS
+from srm_triton import srm_scan
+
+SHAPE = {"batch": 32, "steps": 16, "neurons": 4096}
+GROWTH = {"steps": (4, 12, 40, 120, 400), "batch": (1, 4, 10, 40, 100), "neurons": (64, 200, 640, 2000, 6400)}
+
+
+def currents(shape: dict[str, int], count: int) -> list[torch.Tensor]:
+    current = 0.5 * torch.randn(tuple(shape.values()), device=DEVICE) + 0.3
+    return [current.clone().requires_grad_() for _ in range(count)]
+
+
+# Least traffic in bytes: the current in, the spikes out; then current and gradient in, one or two gradients out.
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
+def test_scan(measure, shrink, threads, case, traffic):
+    shape = shrink(SHAPE)
+    contenders = [*on_backends(srm_scan), PUBLISHED_LOOP, COMPILED_LOOP, *PEERS]
+    options = {"threads": threads, "backward": traffic > 8, "traffic": traffic, "count_tensors": True}
+    measure(case, shape, contenders, currents(shape, 1), **options)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_both_gradients(measure, shrink, threads):
+    shape = shrink(SHAPE)
+    contenders = [*on_backends(scan_with_both_gradients), PUBLISHED_LOOP]
+    options = {"threads": threads, "traffic": 24, "count_tensors": True}
+    measure("forward and both gradients", shape, contenders, currents(shape, 2), **options)
+
+
+@pytest.mark.parametrize(("axis", "length"), [(axis, length) for axis in GROWTH for length in GROWTH[axis]])
+def test_growth(measure, shrink, axis, length):
+    shape = shrink({"batch": 16, "steps": 16, "neurons": 1024} | {axis: length})
+    contenders = [*on_backends(srm_scan), PUBLISHED_LOOP, *PEERS]
+    measure(f"growth with {axis}", shape, contenders, currents(shape, 1), count_tensors=True)

@@ -1,0 +1,48 @@
+"""The benchmarks run, at sizes that measure nothing, and docs/performance.md is what the stored run gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_benchmark_reports(tmp_path):
+    once = ["--benchmark-max-time=0", "--benchmark-min-rounds=1"]
+    command = [sys.executable, "-m", "pytest", "bench", "--tiny", *once, "--report", tmp_path]
+    # an empty PATH holds no compiler: torch.compile takes long and must be skipped
+    process = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
+
+    run = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert set(run) == {"machine", "versions", "date", "command", "about", "results"}
+    for operation in ("srm_scan", "batch_norm", "spiking_affine"):
+        assert f"## {operation}" in process.stdout
+        assert (tmp_path / f"{operation}.png").stat().st_size > 10_000
+        records = [record for record in run["results"] if record["operation"] == operation]
+        assert {"reference", "triton"} < {record["contender"] for record in records}
+        for record in records:
+            if "skipped" in record:
+                assert record["contender"] not in ("reference", "published loop"), record
+                assert f"{record['contender']}: {record['skipped']}" in process.stdout
+            else:
+                assert 0 < record["lower_quartile"] <= record["nanoseconds"] <= record["upper_quartile"]
+                assert record["ratio"] > 0
+    assert "torch.compile: needs a C++ compiler" in process.stdout
+
+    kept = {
+        record["contender"]: record["kept_bytes"]
+        for record in run["results"]
+        if (record["operation"], record["case"]) == ("srm_scan", "forward and backward") and "kept_bytes" in record
+    }
+    assert kept["reference"] == 4  # bytes in float32: the current, nothing else
+    assert kept["published loop"] == 12
+
+
+def test_page_is_made_of_the_stored_run(tmp_path):
+    (stored,) = (ROOT / "bench" / "results").glob("*.json")
+    page = tmp_path / "performance.md"
+    command = [sys.executable, "-m", "bench.report", stored.relative_to(ROOT), page]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
