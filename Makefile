@@ -30,11 +30,11 @@ bench bench-peers:
 	$(BIN)/python -m pytest bench --benchmark-max-time=1 --benchmark-min-rounds=7 --benchmark-disable-gc
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info
+	rm -rf $(VENV) build runs *.egg-info kernels/*.so
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
-$(addprefix $(VENV)/,demo test docs bench peers): $(VENV)/%: pyproject.toml constraints.txt Makefile | $(VENV)/bin/pip
+$(addprefix $(VENV)/,demo test docs bench peers): $(VENV)/%: pyproject.toml constraints.txt kernels/srm_scan.c Makefile | $(VENV)/bin/pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]'
 	touch $@

@@ -1,6 +1,6 @@
-"""Triton kernels and their launchers; a leaf that imports torch and triton only.
+"""Kernels in Triton and C and their launchers; a leaf that imports torch and triton only.
 
-What every kernel here keeps to:
+What every Triton kernel here keeps to:
 
 - Values are converted to the accumulator type as they are loaded: float64 for float64 tensors, else float32.
 - Every masked load states `other`.

@@ -9,8 +9,8 @@ import torch
 
 from .layout import accumulator_dtype, outer_time_inner
 
-_LARGEST_TILE, _CHUNK = 1024, 32  # neurons and steps, as in srm_scan.c
-_SMALLEST_TILE = 256  # shorter rows cost more than idle threads
+_SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
+_NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
 
 _CONSTANTS = "membrane_decay synapse_decay gradient_decay amplitude threshold"
@@ -46,9 +46,17 @@ def _library() -> ctypes.CDLL | str:
     if path is None:
         return "not built: the installation found no C compiler that it can use"
     try:
-        return ctypes.CDLL(path)
-    except OSError as error:
+        library = ctypes.CDLL(path)
+        size, _, _ = _layout(library)
+    except (OSError, ValueError) as error:
         return f"cannot be loaded: {error}"
+    return library if size == ctypes.sizeof(_Scan) else "of another version: install the package again"
+
+
+def _layout(library: ctypes.CDLL) -> tuple[int, int, int]:
+    """The size of its `Scan` in bytes, of its largest tile in neurons, of a chunk in steps."""
+    size, largest_tile, chunk = (ctypes.c_int64 * 3).in_dll(library, "srm_scan_layout")
+    return size, largest_tile, chunk
 
 
 @functools.cache
@@ -78,14 +86,14 @@ def forward(
 ) -> None:
     """Fills `spikes`, and where given `membrane`, `gradient_trace`, all laid out alike; as kernels/srm_scan.py."""
     x = _readable(current, spikes, time_axis)
-    results = _writable((spikes, membrane, gradient_trace), x.dtype)
-    threads = _number_of_threads(x)
-    scan = _Scan(*x.shape, _tile(x, threads), **dict(zip(_CONSTANTS.split(), constants, strict=True)))
+    tensors = (spikes, membrane, gradient_trace)
+    results = [_writable(tensor, x, time_axis) for tensor in tensors]
+    scan = _Scan(*x.shape, **dict(zip(_CONSTANTS.split(), constants, strict=True)))
     scan.current_stride_outer, scan.current_stride_time, _ = x.stride()
     scan.current = x.data_ptr()
     scan.spikes, scan.membrane, scan.gradient_trace = map(_pointer, results)
-    _run("srm_scan_forward", scan, x.dtype, threads)
-    _hand_over(results, (spikes, membrane, gradient_trace))
+    _run("srm_scan_forward", scan, x.dtype, _number_of_threads(x))
+    _hand_over(results, tensors, time_axis)
 
 
 def backward(
@@ -104,12 +112,13 @@ def backward(
     grad = _readable(grad_spikes, like, time_axis)
     if events is not None:
         events = _readable(events, like, time_axis).contiguous()
-    results = _writable((grad_weight_path, grad_time_path), x.dtype)
+    tensors = (grad_weight_path, grad_time_path)
+    results = [_writable(tensor, x, time_axis) for tensor in tensors]
     threads = _number_of_threads(x)
-    chunks = -(-x.shape[1] // _CHUNK)
-    scratch = x.new_empty(threads, 2 * _CHUNK + 3 * chunks, _LARGEST_TILE)
+    _, largest_tile, chunk = _layout(_library())
+    scratch = x.new_empty(threads, 2 * chunk + 3 * -(-x.shape[1] // chunk), largest_tile)
 
-    scan = _Scan(*x.shape, _tile(x, threads), **dict(zip(_CONSTANTS.split(), constants, strict=True)))
+    scan = _Scan(*x.shape, **dict(zip(_CONSTANTS.split(), constants, strict=True)))
     scan.rise, scan.membrane_slope_limit, scan.gradient_slope_limit = gradient_constants
     scan.current_stride_outer, scan.current_stride_time, _ = x.stride()
     scan.grad_stride_outer, scan.grad_stride_time, _ = grad.stride()
@@ -117,25 +126,33 @@ def backward(
     scan.grad_weight_path, scan.grad_time_path = map(_pointer, results)
     scan.scratch = scratch.data_ptr()
     _run("srm_scan_backward", scan, x.dtype, threads)
-    _hand_over(results, (grad_weight_path, grad_time_path))
+    _hand_over(results, tensors, time_axis)
 
 
 def _readable(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor:
-    """`tensor` as [outer, time, inner] in float32 or float64, inner with stride 1."""
+    """`tensor` as [outer, time, inner] in float32 or float64, inner with stride 1; narrow ones as [1, time, inner]."""
     viewed = outer_time_inner(tensor, like, time_axis)
     viewed = viewed.to(accumulator_dtype(tensor.dtype))
-    return viewed if viewed.stride(2) == 1 or viewed.shape[2] == 1 else viewed.contiguous()
+    outer, steps, inner = viewed.shape
+    if inner < _NARROW:
+        viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
+    return viewed if viewed.stride(2) == 1 else viewed.contiguous()
 
 
-def _writable(tensors: tuple[torch.Tensor | None, ...], dtype: torch.dtype) -> list[torch.Tensor | None]:
-    """The tensors themselves where they have the type, else new ones laid out alike."""
-    return [t if t is None or t.dtype == dtype else torch.empty_like(t, dtype=dtype) for t in tensors]
+def _writable(tensor: torch.Tensor | None, x: torch.Tensor, time_axis: int) -> torch.Tensor | None:
+    """The tensor itself, if it lies in memory as the dense x would, else a new one."""
+    if tensor is None or (tensor.dtype == x.dtype and outer_time_inner(tensor, tensor, time_axis).shape == x.shape):
+        return tensor
+    return x.new_empty(x.shape)
 
 
-def _hand_over(results: list[torch.Tensor | None], tensors: tuple[torch.Tensor | None, ...]) -> None:
+def _hand_over(results: list[torch.Tensor | None], tensors: tuple[torch.Tensor | None, ...], time_axis: int) -> None:
     for result, tensor in zip(results, tensors, strict=True):
         if tensor is not None and tensor is not result:
-            tensor.copy_(result)
+            viewed = outer_time_inner(tensor, tensor, time_axis)
+            if viewed.shape != result.shape:  # narrow
+                viewed = viewed.transpose(0, 1)
+            viewed.copy_(result.view(viewed.shape))
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
@@ -146,15 +163,10 @@ def _number_of_threads(x: torch.Tensor) -> int:
     return threads() if x.numel() >= _PARALLEL_FROM else 1
 
 
-def _tile(x: torch.Tensor, threads: int) -> int:
-    """Neurons to a tile: many, but not so many that threads go without."""
-    outer, _, inner = x.shape
-    tile = _LARGEST_TILE
-    while tile > _SMALLEST_TILE and outer * -(-inner // tile) < threads:
-        tile //= 2
-    return tile
-
-
 def _run(stem: str, scan: _Scan, dtype: torch.dtype, threads: int) -> None:
-    function = getattr(_library(), f"{stem}_{'double' if dtype == torch.float64 else 'float'}")
+    library = _library()
+    _, scan.tile, _ = _layout(library)
+    while scan.tile > _SMALLEST_TILE and scan.outer * -(-scan.inner // scan.tile) < threads:
+        scan.tile //= 2  # so that no thread goes without
+    function = getattr(library, f"{stem}_{'double' if dtype == torch.float64 else 'float'}")
     function(ctypes.byref(scan), _thread_pool(), ctypes.c_uint(threads))

@@ -40,6 +40,8 @@ typedef struct {
     int64_t row, column, width;
 } Tile;
 
+const int64_t srm_scan_layout[3] = {sizeof(Scan), LARGEST_TILE, CHUNK}; /* for the loader */
+
 typedef void RunParallel(void (*worker)(void *), void *scan, unsigned threads, unsigned flags);
 
 static void run(void (*worker)(void *), Scan *scan, RunParallel *run_parallel, unsigned threads)
@@ -73,6 +75,20 @@ typedef struct {
     REAL m[LARGEST_TILE], s[LARGEST_TILE], g[LARGEST_TILE];
 } TYPED(States);
 
+INLINE void TYPED(copy)(REAL *restrict to, const REAL *restrict from, int64_t width)
+{
+    for (int64_t i = 0; i < width; i++)
+        to[i] = from ? from[i] : 0;
+}
+
+/* Copies the states of a tile, or sets them to 0. */
+INLINE void TYPED(copy_states)(TYPED(States) *to, const TYPED(States) *from, int64_t width)
+{
+    TYPED(copy)(to->m, from ? from->m : 0, width);
+    TYPED(copy)(to->s, from ? from->s : 0, width);
+    TYPED(copy)(to->g, from ? from->g : 0, width);
+}
+
 /* One step of a tile: current in; potential, gradient trace and spikes out. */
 INLINE void TYPED(step)(const Scan *scan, int64_t width, const REAL *restrict current, TYPED(States) *restrict states,
                         REAL *restrict membrane, REAL *restrict gradient_trace, REAL *restrict spikes)
@@ -100,7 +116,8 @@ static void TYPED(forward_worker)(void *argument)
     Scan *scan = argument;
     Tile tile;
     while (take_tile(scan, &tile)) {
-        TYPED(States) states = {0};
+        TYPED(States) states;
+        TYPED(copy_states)(&states, 0, tile.width);
         REAL unused[2][LARGEST_TILE];
         const REAL *current = scan->current;
         current += tile.row * scan->current_stride_outer + tile.column;
@@ -137,7 +154,8 @@ static void TYPED(backward_worker)(void *argument)
     TYPED(States) *starts = (TYPED(States) *)(time_slopes + CHUNK * LARGEST_TILE);
 
     while (take_tile(scan, &tile)) {
-        TYPED(States) states = {0};
+        TYPED(States) states;
+        TYPED(copy_states)(&states, 0, tile.width);
         REAL membrane[LARGEST_TILE], trace[LARGEST_TILE], spikes[LARGEST_TILE], previous[LARGEST_TILE];
         const REAL *current = scan->current, *grad_spikes = scan->grad_spikes;
         current += tile.row * scan->current_stride_outer + tile.column;
@@ -146,16 +164,19 @@ static void TYPED(backward_worker)(void *argument)
 
         for (int64_t t = 0; t < (chunks - 1) * CHUNK; t++) {
             if (t % CHUNK == 0)
-                starts[t / CHUNK] = states;
+                TYPED(copy_states)(&starts[t / CHUNK], &states, tile.width);
             const REAL *x = current + t * scan->current_stride_time;
             TYPED(step)(scan, tile.width, x, &states, membrane, trace, spikes);
         }
-        starts[chunks - 1] = states;
+        TYPED(copy_states)(&starts[chunks - 1], &states, tile.width);
 
-        REAL weight_response[LARGEST_TILE] = {0}, synapse_response[LARGEST_TILE] = {0};
-        REAL time_response[LARGEST_TILE] = {0}, unused[2][LARGEST_TILE];
+        REAL weight_response[LARGEST_TILE], synapse_response[LARGEST_TILE], time_response[LARGEST_TILE];
+        REAL unused[2][LARGEST_TILE];
+        TYPED(copy)(weight_response, 0, tile.width);
+        TYPED(copy)(synapse_response, 0, tile.width);
+        TYPED(copy)(time_response, 0, tile.width);
         for (int64_t chunk = chunks - 1, end = scan->steps; chunk >= 0; end = chunk-- * CHUNK) {
-            states = starts[chunk];
+            TYPED(copy_states)(&states, &starts[chunk], tile.width);
             for (int64_t i = 0; i < tile.width; i++)
                 previous[i] = amplitude * (states.m[i] - states.s[i]);
             for (int64_t t = chunk * CHUNK; t < end; t++) {

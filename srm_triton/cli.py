@@ -98,7 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     cache = argparse.ArgumentParser(add_help=False)
     cache.add_argument("--cache", type=Path, help="tuning file (default: ~/.cache/srm-triton/tuning.json)")
 
-    tune = commands.add_parser("tune", parents=[cache], help="time the kernels on this GPU and keep what is fastest")
+    tune = commands.add_parser(
+        "tune",
+        parents=[cache],
+        help="time the kernels on this GPU and keep what is fastest",
+        description="Times the configurations of the scan's kernels on this GPU and keeps the fastest for each class "
+        "of shapes: one data type, steps up to the same power of 2 (all beyond 16 alike), and neurons in the batch. "
+        "Every process uses the default tuning file; another one only after srm_triton.tuning.load(path).",
+    )
     tune.set_defaults(run=_tune)
     action = tune.add_mutually_exclusive_group(required=True)
     action.add_argument(
@@ -290,6 +297,8 @@ def _gpu() -> torch.device:
             "tune: this machine has no GPU that PyTorch can use, and nothing else can time the kernels; "
             "allowed here: --list, --export, --import, --clear"
         )
+    if _kernels_state(tuning.current_versions()) != "compiled":
+        raise ValueError("tune: the kernels are not compiled here; install triton and unset TRITON_INTERPRET")
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -299,7 +308,7 @@ def _layer_shapes(checkpoint: Path) -> list[tuple[int, ...]]:
     size = data.IMAGE_SIZES[config.data]
     network = training.build_network(config, size, data.CLASSES).to("meta")
     images = torch.empty(config.batch_size, *size, device="meta")
-    return [tuple(spikes.shape) for spikes in network.record(data.encode_direct(images, config.steps)).values()]
+    return tuning.current_shapes(network, data.encode_direct(images, config.steps))
 
 
 def _tune_shapes(
@@ -361,15 +370,16 @@ def _info(options: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
         return 0
     print(", ".join(f"{name} {number}" for name, number in report["versions"].items()))
-    print(f"Triton's kernels are {report['kernels']}")
+    print(f"Triton kernels: {report['kernels']}")
     for device in report["devices"]:
         print(f"{device['device']} ({device['name']}): backend {device['backend']}")
         if device["note"] is not None:
             print(f"  {device['note']}")
     cache = report["tuning"]
-    print(f"tuning file {cache['path']}: {cache['entries']} entries, {cache['usable']} of them for these versions")
+    if cache["path"] is not None:
+        print(f"tuning file {cache['path']}: {cache['entries']} entries, {cache['usable']} of them in use")
     if cache["problem"] is not None:
-        print(f"  not used: {cache['problem']}")
+        print(f"  {cache['problem']}")
     return 0
 
 
@@ -391,10 +401,12 @@ def _installation(cache: Path | None) -> dict[str, Any]:
 
 def _kernels_state(versions: tuning.Versions) -> str:
     if versions.triton == "missing":
-        return "missing"
+        return "Triton is not installed"
     from srm_triton.kernels import launch
 
-    return "interpreted" if launch.interpreted() else "compiled"
+    if launch.interpreted():
+        return "interpreted, on tensors of the CPU"
+    return "compiled" if torch.cuda.is_available() else "unused, for want of a GPU"
 
 
 def _devices() -> list[torch.device]:
@@ -402,12 +414,15 @@ def _devices() -> list[torch.device]:
 
 
 def _describe_device(device: torch.device) -> dict[str, Any]:
-    missing = native.problem()
+    note = None
+    if device.type == "cpu":
+        threads, problem = native.threads(), native.problem()
+        note = f"the C library runs on {threads} threads" if problem is None else f"the C library is {problem}"
     return {
         "device": str(device),
         "name": platform.machine() if device.type == "cpu" else tuning.device_name(device),
         "backend": resolve_backend(device, "auto", has_native=True),
-        "note": None if device.type != "cpu" or missing is None else f"the C library is {missing}",
+        "note": note,
     }
 
 

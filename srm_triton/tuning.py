@@ -8,6 +8,7 @@ A process reads the file when it first launches a kernel on a GPU; `load` reads 
 """
 
 import contextlib
+import copy
 import json
 import math
 import sys
@@ -41,8 +42,12 @@ class TuningError(ValueError):
     """A tuning file cannot be used; the message names the file, what was found and what is allowed."""
 
 
+class DamagedTuningError(TuningError):
+    """A tuning file holds something else."""
+
+
 class TuningWarning(UserWarning):
-    """A tuning file is not used; the kernels run as if nothing had been tuned."""
+    """A tuning file, or a part of it, is not used; the kernels run as if it had not been tuned."""
 
 
 class Case(NamedTuple):
@@ -96,7 +101,7 @@ class Entry(NamedTuple):
 class TuningCache:
     """The file of configurations; threads and processes may share it.
 
-    A file that cannot be used is not written over: the next change sets it aside, with the ending ``.damaged``.
+    A damaged or foreign file is not written over: the next change sets it aside, with the ending ``.damaged``.
 
     Args:
         path: the file, which need not exist; None stands for `default_path()`.
@@ -118,7 +123,8 @@ class TuningCache:
         """Returns the entries, of all devices and versions; none where there is no file.
 
         Raises:
-            TuningError: if the file cannot be read, or is no complete tuning file.
+            TuningError: if the file cannot be read, or a newer srm-triton wrote it in another format.
+            DamagedTuningError: if it is no complete tuning file.
         """
         try:
             if not self.path.exists():
@@ -127,22 +133,25 @@ class TuningCache:
         except OSError as error:
             raise TuningError(f"{self.path}: cannot be read ({error.strerror})") from error
         if content is None:
-            raise TuningError(f"{self.path}: not a tuning file, but a folder or a device")
+            raise DamagedTuningError(f"{self.path}: not a tuning file, but a folder or a device")
         try:
             return _parse(json.loads(content))
+        except TuningError as error:
+            raise TuningError(f"{self.path}: {error}") from error
         except (ValueError, RecursionError) as error:
-            raise TuningError(f"{self.path}: not a tuning file, or a damaged one ({error})") from error
+            raise DamagedTuningError(f"{self.path}: not a tuning file, or a damaged one ({error})") from error
 
     def update(self, entries: Iterable[Entry]) -> None:
         """Adds entries, each in place of an older one of its case and versions.
 
         Raises:
+            TuningError: if there is a file that cannot be read.
             OSError: if the file cannot be written.
         """
         with self._locked():
             try:
                 present = self.read()
-            except TuningError as error:
+            except DamagedTuningError as error:
                 aside = self.path.with_name(self.path.name + ".damaged")
                 self.path.replace(aside)
                 warnings.warn(f"{error}; set aside as {aside.name}", TuningWarning, stacklevel=2)
@@ -192,7 +201,7 @@ class TuningCache:
         """Keeps other writers out; the system gives the lock of a killed process back."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(self.path.name + ".lock").open("w") as file:
-            if sys.platform != "win32":  # without locks a writer may lose another's entries; the file stays whole
+            if sys.platform != "win32":  # where Triton has no wheels
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -247,27 +256,29 @@ def _write(path: Path, entries: Iterable[Entry]) -> None:
 def _parse(content: Any) -> list[Entry]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"its format is not {_FORMAT!r}")
-    if content.get("version") != _FORMAT_VERSION:
-        raise ValueError(f"its format version is {content.get('version')!r}, not {_FORMAT_VERSION}")
+    format_version = content.get("version")
+    if type(format_version) is int and format_version > _FORMAT_VERSION:
+        raise TuningError(
+            f"written by a newer srm-triton, in format version {format_version}; {_FORMAT_VERSION} is known"
+        )
+    if format_version != _FORMAT_VERSION:
+        raise ValueError(f"its format version is {format_version!r}, not {_FORMAT_VERSION}")
     if not isinstance(content.get("entries"), list):
         raise ValueError(f"its entries are {repr(content.get('entries'))}, not a list")
-    own_version = version("srm-triton")
-    return [_parse_entry(row, own_version) for row in content["entries"]]
+    return [_parse_entry(row) for row in content["entries"]]
 
 
-def _parse_entry(row: Any, own_version: str) -> Entry:
+def _parse_entry(row: Any) -> Entry:
     if not isinstance(row, dict) or row.keys() != _TYPES.keys():
         raise ValueError(f"an entry is {repr(row)}, without exactly the fields {', '.join(_TYPES)}")
     for name, kind in _TYPES.items():
         value = row[name]
-        if type(value) is not kind or (kind is not str and not 0 <= value < math.inf):
+        largest = 63 if name.startswith("log2_") else math.inf
+        if type(value) is not kind or (kind is not str and not 0 <= value <= largest) or value == math.inf:
             raise ValueError(f"{name} of an entry is {repr(value)}, which is not allowed for type {kind.__name__}")
     case = Case(**{name: row[name] for name in Case._fields})
     versions = Versions(**{name: row[name] for name in Versions._fields})
-    configuration = Configuration(row["block"], row["num_warps"])
-    if versions.srm_triton == own_version and configuration not in CANDIDATES.get(case.kernel, ()):
-        raise ValueError(f"{configuration} is no candidate of a kernel {case.kernel}")
-    return Entry(case, versions, configuration, row["milliseconds"])
+    return Entry(case, versions, Configuration(row["block"], row["num_warps"]), row["milliseconds"])
 
 
 # What this process uses
@@ -283,7 +294,7 @@ class Loaded(NamedTuple):
     configurations: dict[Case, Configuration]
     """Those of the versions in use."""
     problem: str | None
-    """Why it cannot be used."""
+    """Why it, or a part of it, cannot be used."""
 
 
 # Process-wide, like torch.backends' flags: custom ops, which look here, take no such arguments.
@@ -310,9 +321,14 @@ def inspect(path: Path | None = None) -> Loaded:
     except TuningError as error:
         return Loaded(path, 0, {}, str(error))
     versions = current_versions()
-    configurations = {entry.case: entry.configuration for entry in entries if entry.versions == versions}
+    usable = [entry for entry in entries if entry.versions == versions]
+    configurations = {e.case: e.configuration for e in usable if e.configuration in CANDIDATES.get(e.case.kernel, ())}
     problem = None
-    if entries and not configurations:
+    if len(configurations) < len(usable):
+        problem = (
+            f"{path}: {len(usable) - len(configurations)} of its configurations are no candidates of their kernels"
+        )
+    if entries and not usable:
         problem = f"{path}: tuned only for other versions ({entries[-1].versions}) than those in use ({versions})"
     return Loaded(path, len(entries), configurations, problem)
 
@@ -320,7 +336,7 @@ def inspect(path: Path | None = None) -> Loaded:
 def load(path: Path | None = None) -> Loaded:
     """Reads a tuning file, for all launches of this process from now on.
 
-    A file that cannot be used counts as an empty one and gives a `TuningWarning`.
+    What cannot be used counts as absent and gives a `TuningWarning`.
 
     Args:
         path: the file; None stands for `default_path()`.
@@ -329,7 +345,7 @@ def load(path: Path | None = None) -> Loaded:
     with _load_lock:
         _loaded = inspect(path)
         if _loaded.problem is not None:
-            warnings.warn(f"{_loaded.problem}; the kernels run untuned", TuningWarning, stacklevel=2)
+            warnings.warn(f"{_loaded.problem}; the usual configurations serve instead", TuningWarning, stacklevel=2)
         return _loaded
 
 
@@ -394,6 +410,35 @@ def time_on_gpu(launch: Callable[[], object]) -> float:
     from triton.testing import do_bench
 
     return float(do_bench(launch, return_mode="median"))
+
+
+def current_shapes(model: torch.nn.Module, inputs: Tensor) -> list[tuple[int, ...]]:
+    """Returns the shapes of the input currents of a model's spiking layers, as `tune` takes them.
+
+    Args:
+        model: a copy of it is run once.
+        inputs: of the model.
+
+    Example:
+        >>> from srm_triton import SRMLinear
+        >>> current_shapes(torch.nn.Sequential(SRMLinear(6, 5), SRMLinear(5, 3)), torch.rand(2, 8, 6))
+        [(2, 8, 5), (2, 8, 3)]
+    """
+    from srm_triton.layers import SRMLayer, SRMNeuron  # which stand on the ops, and these on this module
+
+    shapes: list[tuple[int, ...]] = []
+
+    def record(layer: SRMLayer | SRMNeuron, _: Any, spikes: Tensor) -> None:
+        first, second, *features = spikes.shape
+        shapes.append((first, second, *features) if layer.batch_first else (second, first, *features))
+
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, SRMLayer | SRMNeuron):
+            module.register_forward_hook(record)
+    with torch.no_grad():
+        model(inputs)
+    return shapes
 
 
 def tune(

@@ -114,10 +114,17 @@ def every_kernel(target: str) -> Iterator[dict]:
     for dtype, launch in launches():
         for name, kernel in compile_launch(launch, target):
             row = {"kernel": name, "dtype": str(dtype), **resources(target, kernel)}
-            if name == "srm_scan_forward_kernel" and not target.startswith("gfx"):
-                code = sass.disassemble(kernel.asm["cubin"])
-                row["fused"] = sass.count(code, "FFMA") + sass.count(code, "DFMA")
+            if name == "srm_scan_forward_kernel":
+                row["fused"] = fused(target, kernel)
             yield row
+
+
+def fused(target: str, kernel) -> int:
+    """The number of fused multiply-adds."""
+    if target.startswith("gfx"):
+        return len(re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mac)", kernel.asm["amdgcn"]))
+    code = sass.disassemble(kernel.asm["cubin"])
+    return sass.count(code, "FFMA") + sass.count(code, "DFMA")
 
 
 def describe(kernel) -> dict:

@@ -64,13 +64,24 @@ def test_a_library_that_cannot_be_loaded(monkeypatch, tmp_path):
 
 
 @needs_library
+def test_a_library_of_another_version(monkeypatch):
+    monkeypatch.setattr(native, "_layout", lambda library: (8, 1024, 32))
+    assert native._library.__wrapped__() == "of another version: install the package again"
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "_path", lambda: torch._C.__file__)
+    assert native._library.__wrapped__().startswith("cannot be loaded: ")  # it has no layout
+
+
+@needs_library
 def test_gpu_tensors_are_refused():
     with pytest.raises(RuntimeError, match="backend 'native' runs CPU tensors only, got tensors on cuda"):
         resolve_backend(torch.device("cuda"), "native", has_native=True)
 
 
 @needs_library
-@pytest.mark.parametrize("shape", [(40, 9, 300), (1, 300, 700), (9000, 5, 1), (3, 7, 5000), (2, 64, 1500)])
+@pytest.mark.parametrize(
+    "shape", [(40, 9, 300), (1, 300, 700), (9000, 5, 1), (3, 7, 5000), (2, 64, 1500), (1500, 9, 2, 3)]
+)
 def test_every_number_of_threads_gives_the_same(shape, number_of_threads):
     generator = torch.Generator().manual_seed(0)
     current = torch.randn(shape, generator=generator) + 0.5
@@ -124,8 +135,6 @@ def test_it_works_on_pytorchs_own_threads():
 @needs_library
 def test_the_source_and_its_loader_agree():
     source = (Path(native.__file__).parent / "srm_scan.c").read_text(encoding="utf-8")
-    assert f"#define LARGEST_TILE {native._LARGEST_TILE} " in source
-    assert f"#define CHUNK {native._CHUNK}\n" in source
     fields = source.partition("typedef struct {")[2].partition("} Scan;")[0]
     position = -1
     for name, _ in native._Scan._fields_:

@@ -236,13 +236,14 @@ def test_compiled_layer_returns_labelled_spikes_and_follows_the_backend():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("backend", ["auto", "triton"])
-def test_export_with_dynamic_batch_and_time(backend):
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_export_with_dynamic_batch_and_time(repeats, strict, backend):
     model = small_model().eval()
+    example = torch.rand(4, 1, 1, 4, 4).expand(4, 6, 1, 4, 4) if repeats else torch.rand(4, 6, 1, 4, 4)
     batch, steps = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("steps", min=2, max=512)
     with use_backend(backend):
-        program = torch.export.export(
-            model, (torch.rand(4, 6, 1, 4, 4),), dynamic_shapes=({0: batch, 1: steps},), strict=False
-        )
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch, 1: steps},), strict=strict)
     for shape in ((1, 9), (7, 40)):
         inputs = torch.rand(*shape, 1, 4, 4)
         assert torch.equal(program.module()(inputs), model(inputs))

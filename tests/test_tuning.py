@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from srm_triton import SRMParameters, srm_scan, srm_trace, tuning, use_backend
+from srm_triton import SRMLinear, SRMNeuron, SRMParameters, srm_scan, srm_trace, tuning, use_backend
 from srm_triton.kernels import SRM_SCAN_CHUNK, launch
 from srm_triton.kernels import srm_scan as kernel
 from srm_triton.kernels.configurations import CANDIDATES, Configuration
@@ -112,7 +113,7 @@ DAMAGED = {
     "many digits": b"9" * 5000,
     "other JSON": b"[1, 2]",
     "other format": changed_file(format="cookbook"),
-    "newer version": changed_file(version=2),
+    "older version": changed_file(version=0),
     "no list": changed_file(entries={"block": 32}),
     "no object": changed_file(entries=["block"]),
     "field too many": changed_row(colour="red"),
@@ -122,8 +123,7 @@ DAMAGED = {
     "number for a text": changed_row(device=7),
     "not finite": changed_row(milliseconds=float("nan")),
     "negative": changed_row(log2_steps=-1),
-    "no candidate": changed_row(block=1 << 30),
-    "no kernel": changed_row(kernel="rm"),
+    "too large": changed_row(log2_neurons=1 << 33),
 }
 
 
@@ -141,13 +141,34 @@ def test_damaged_and_foreign_files_are_reported_and_set_aside(cache, content, co
         cache.read()
     assert len(str(error.value)) < 1000
     assert tuning.inspect(cache.path) == (cache.path, 0, {}, str(error.value))
-    with pytest.warns(TuningWarning, match="tuning.json: .*; the kernels run untuned"):
+    with pytest.warns(TuningWarning, match="tuning.json: .*; the usual configurations serve"):
         tuning.load(cache.path)
     assert tuning.find_configuration(FORWARD, torch.empty(4, 16, 64), 1) is None
     with pytest.warns(TuningWarning, match="set aside as tuning.json.damaged"):
         cache.update([entry()])
     assert cache.read() == [entry()]
     assert cache.path.with_name("tuning.json.damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("change", [{"block": 1 << 30}, {"kernel": "rm"}])
+def test_configurations_that_are_no_candidates_are_reported_and_kept(cache, change, compiled):
+    cache.path.parent.mkdir()
+    cache.path.write_bytes(changed_row(**change))
+    with pytest.warns(TuningWarning, match="1 of its configurations are no candidates of their kernels; the usual"):
+        assert tuning.load(cache.path).configurations == {}
+    assert tuning.find_configuration(FORWARD, torch.empty(1, 16, 2), 1) is None
+    cache.update([entry()])
+    assert len(cache.read()) == 2
+
+
+def test_the_file_of_a_newer_package_is_left_alone(cache):
+    cache.path.parent.mkdir()
+    cache.path.write_bytes(changed_file(version=2))
+    message = "tuning.json: written by a newer srm-triton, in format version 2; 1 is known"
+    assert message in tuning.inspect(cache.path).problem
+    with pytest.raises(TuningError, match=message):
+        cache.update([entry()])
+    assert cache.path.read_bytes() == changed_file(version=2)
 
 
 def test_a_folder_in_its_place(cache):
@@ -166,8 +187,12 @@ def test_a_file_that_cannot_be_read(cache, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # permissions do not stop a superuser
-    with pytest.warns(TuningWarning, match=r"tuning.json: cannot be read \(Permission denied\); the kernels"):
+    with pytest.warns(TuningWarning, match=r"tuning.json: cannot be read \(Permission denied\); the usual"):
         assert tuning.load(cache.path).configurations == {}
+    with pytest.raises(TuningError, match="cannot be read"):
+        cache.update([entry(2)])
+    monkeypatch.undo()
+    assert cache.read() == [entry()]
 
 
 def test_a_file_where_a_folder_should_be(tmp_path):
@@ -232,22 +257,22 @@ def numbers_in(cache: TuningCache) -> list[int]:
 
 def test_two_processes_keep_the_entries_of_both(cache):
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_entries, args=(cache.path, range(n, 100, 2))) for n in (0, 1)]
+    writers = [context.Process(target=write_entries, args=(cache.path, range(n, 64, 2))) for n in (0, 1)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert numbers_in(cache) == list(range(100))
+    assert numbers_in(cache) == list(range(64))
 
 
 def test_sixteen_threads_keep_the_entries_of_all(cache):
-    threads = [threading.Thread(target=write_entries, args=(cache.path, range(n, 80, 16))) for n in range(16)]
+    threads = [threading.Thread(target=write_entries, args=(cache.path, range(n, 64, 16))) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert numbers_in(cache) == list(range(80))
+    assert numbers_in(cache) == list(range(64))
 
 
 KILLED = """
@@ -456,6 +481,16 @@ def test_tuning_leaves_the_random_numbers_of_the_program_alone(device):
     state = torch.random.get_rng_state()
     list(tuning.tune((1, 2, 3), torch.float32, device, timer=FakeTimer(Configuration(32, 1))))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_shapes_of_a_model(device):
+    """Each layer's, time first or not; the model stays as it was."""
+    normalised = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(6), nn.Unflatten(0, (2, 5)))
+    model = nn.Sequential(normalised, SRMLinear(6, 4, batch_first=False), SRMNeuron()).to(device)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert tuning.current_shapes(model, torch.rand(2, 5, 6, device=device)) == [(5, 2, 4), (2, 5, 4)]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("failing", [{Configuration(64, 1)}, {*CANDIDATES[FORWARD], *CANDIDATES[BACKWARD]}])

@@ -121,6 +121,8 @@ class _SpikingAffine(torch.autograd.Function):
 
 
 def _repeats(inputs: Tensor, time_axis: int) -> bool:
+    if torch.compiler.is_exporting():  # an exported program would take all inputs for such, unlike a compiled one
+        return False
     return inputs.stride(time_axis) == 0 and inputs.shape[time_axis] > 1
 
 

@@ -273,7 +273,12 @@ def _differentiate(ctx: Any, grad_spikes: Tensor, grad_states: Tensor) -> tuple[
     return grad_weight_path, None, None, None, None
 
 
+def _refuse_second_derivatives(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError("srm_scan cannot be differentiated twice: its gradient is a rule, not a derivative")
+
+
 _scan.register_autograd(_differentiate, setup_context=_setup_context)
+_scan_backward.register_autograd(_refuse_second_derivatives)
 
 
 # Public functions
