@@ -1,6 +1,7 @@
 """The constants of an SRM neuron, validated once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 
@@ -69,6 +70,16 @@ class SRMParameters:
             float(self.gradient_slope_limit),
         ]
 
+    @classmethod
+    def from_list(cls, values: Sequence[float]) -> "SRMParameters":
+        """The constants that `to_list` returned; they have been checked."""
+        parameters = object.__new__(cls)
+        parameters.__dict__.update(zip(cls.__annotations__, values, strict=True))
+        return parameters
+
+
+_DEFAULT = SRMParameters()
+
 
 def check_parameters(parameters: SRMParameters | None) -> SRMParameters:
     """Returns the constants, the default ones for None.
@@ -77,7 +88,7 @@ def check_parameters(parameters: SRMParameters | None) -> SRMParameters:
         TypeError: for anything else.
     """
     if parameters is None:
-        return SRMParameters()
+        return _DEFAULT
     if not isinstance(parameters, SRMParameters):
         raise TypeError(f"parameters must be SRMParameters or None, got {type(parameters).__name__}")
     return parameters

@@ -171,7 +171,7 @@ def _scan(
     """Spikes and, for the Triton backward, the state at the start of every chunk of time but the first."""
     spikes, states = _allocate_scan(current, parameters, time_axis, keep_states, backend)
     kept = states if states.numel() else None
-    _fill_forward(current, spikes, None, None, kept, SRMParameters(*parameters), time_axis, backend)
+    _fill_forward(current, spikes, None, None, kept, SRMParameters.from_list(parameters), time_axis, backend)
     return spikes, states
 
 
@@ -191,7 +191,7 @@ def _allocate_scan(
 def _trace(current: Tensor, parameters: Sequence[float], time_axis: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, membrane potential and gradient trace."""
     spikes, membrane, gradient_trace = _allocate_trace(current, parameters, time_axis, backend)
-    p = SRMParameters(*parameters)
+    p = SRMParameters.from_list(parameters)
     _fill_forward(current, spikes, membrane, gradient_trace, None, p, time_axis, backend)
     return spikes, membrane, gradient_trace
 
@@ -225,7 +225,7 @@ def _scan_backward(
     grad_time_path = outputs[1] if time_path else None
     if current.numel() == 0 or not (weight_path or time_path):
         return outputs
-    p = SRMParameters(*parameters)
+    p = SRMParameters.from_list(parameters)
     paths = (grad_weight_path, grad_time_path)
     constants = (*p.decays, p.amplitude, p.threshold)
     gradient_constants = (p.rise, p.membrane_slope_limit, p.gradient_slope_limit)
