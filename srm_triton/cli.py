@@ -91,8 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
     train.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
 
-    verify = commands.add_parser("verify", help="compare every Triton kernel with its reference on this machine")
+    verify = commands.add_parser("verify", help="compare every kernel with its reference on this machine")
     verify.set_defaults(run=_verify)
+    verify.add_argument(
+        "--repeats",
+        type=int,
+        default=50,
+        help="runs of each kernel, which must all give the same bits; interpreted ones run once (default: %(default)s)",
+    )
     verify.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     cache = argparse.ArgumentParser(add_help=False)
@@ -237,19 +243,20 @@ def _verify(options: argparse.Namespace) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton's own switch, read when it is first imported
     from srm_triton.verification import verify
 
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter on the CPU"
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, Triton's interpreted"
     comparisons = []
     if not options.json:
-        print(f"Triton kernels against their references: {place}\n")
-        print(f"{'operation':34}{'dtype':10}{'shape':16}{'largest error':>14}{'allowed':>10}  spikes")
-    for comparison in verify(device):
+        print(f"Kernels against their references, on {place}\n")
+        print(f"{'kernel':8}{'operation':34}{'dtype':10}{'shape':16}{'largest error':>14}{'allowed':>10}  spikes")
+    for comparison in verify(device, options.repeats):
         comparisons.append(comparison)
         if not options.json:
             spikes = {True: "identical", False: "DIFFERENT", None: "-"}[comparison.identical]
             shape = "x".join(map(str, comparison.shape))
             print(
-                f"{comparison.operation:34}{comparison.dtype:10}{shape:16}{comparison.error:14.1e}"
-                f"{comparison.tolerance:10.1e}  {spikes}{'' if comparison.passed else '  FAILED'}",
+                f"{comparison.backend:8}{comparison.operation:34}{comparison.dtype:10}{shape:16}"
+                f"{comparison.error:14.1e}{comparison.tolerance:10.1e}  {spikes}"
+                f"{'' if comparison.repeatable else '  NOT REPEATABLE'}{'' if comparison.passed else '  FAILED'}",
                 flush=True,
             )
     failed = sum(not comparison.passed for comparison in comparisons)

@@ -1,7 +1,7 @@
-"""Comparison of every Triton kernel with its eager reference on the device at hand.
+"""Comparison of every kernel with its eager reference on the device at hand, and with itself, run again.
 
-On a GPU the kernels run as compiled; on a CPU in Triton's interpreter (`TRITON_INTERPRET=1`, set before triton is
-imported).
+On a GPU the Triton kernels run as compiled; on a CPU in Triton's interpreter (`TRITON_INTERPRET=1`, set before triton
+is imported), and the C library beside them where it was built.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.backend import Backend, requested_backend, use_backend
+from srm_triton.kernels import native
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
 from srm_triton.parameters import SRMParameters
@@ -33,44 +34,73 @@ Operation = Callable[[], tuple[Results, Results]]
 class Comparison(NamedTuple):
     """How far a kernel is from its reference."""
 
+    backend: str
+    """Whose kernel, as `use_backend` names it."""
     operation: str
     """Name of the operation."""
     dtype: str
     """Of its inputs."""
     shape: tuple[int, ...]
     """Of its first input."""
-    error: float
-    """Largest difference of a value, in units of the largest value of its tensor."""
     tolerance: float
     """The largest error that rounding explains."""
+    error: float
+    """Largest difference of a value, in units of the largest value of its tensor."""
     identical: bool | None
     """Whether all spikes are the same; None for an operation without spikes."""
+    repeatable: bool
+    """Whether every run gave the same bits."""
 
     @property
     def passed(self) -> bool:
         """Whether the kernel agrees with the reference."""
-        return self.error <= self.tolerance and self.identical is not False
+        return self.error <= self.tolerance and self.identical is not False and self.repeatable
 
 
-def verify(device: torch.device) -> Iterator[Comparison]:
+def verify(device: torch.device, repeats: int = 50) -> Iterator[Comparison]:
     """Compares kernels and references, one operation, dtype and shape after the other.
 
     Args:
-        device: a GPU, or the CPU for Triton's interpreter.
+        device: a GPU, or the CPU for Triton's interpreter and the C library.
+        repeats: how many times each kernel runs, at least 1. The interpreter, where a program runs after the other,
+            runs each once.
 
     Yields:
         One comparison each.
 
     Raises:
         RuntimeError: on a CPU, if Triton does not interpret its kernels.
+        ValueError: if `repeats` is below 1.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    has_native = device.type == "cpu" and native.problem() is None
     for dtype, tolerance in _TOLERANCES.items():
+        dtype_name = str(dtype).removeprefix("torch.")
         for name, shape, operation in _operations(device, dtype):
-            spikes, values = _run("triton", operation)
-            expected_spikes, expected_values = _run("reference", operation)
-            identical = all(map(torch.equal, spikes, expected_spikes)) if spikes else None
-            error = max((_relative_error(*pair) for pair in zip(values, expected_values, strict=True)), default=0.0)
-            yield Comparison(name, str(dtype).removeprefix("torch."), shape, error, tolerance, identical)
+            expected = _run("reference", operation)
+            runs = 1 if device.type == "cpu" else repeats
+            yield Comparison(
+                "triton", name, dtype_name, shape, tolerance, *_compare("triton", operation, expected, runs)
+            )
+            if has_native and name.startswith("srm_"):  # it equals the reference in everything
+                found = _compare("native", operation, expected, repeats)
+                yield Comparison("native", name, dtype_name, shape, 0.0, *found)
+
+
+def _compare(
+    backend: Backend, operation: Operation, expected: tuple[Results, Results], runs: int
+) -> tuple[float, bool | None, bool]:
+    spikes, values = first = _run(backend, operation)
+    expected_spikes, expected_values = expected
+    identical = all(map(torch.equal, spikes, expected_spikes)) if spikes else None
+    error = max((_relative_error(*pair) for pair in zip(values, expected_values, strict=True)), default=0.0)
+    repeatable = all(_same(_run(backend, operation), first) for _ in range(runs - 1))
+    return error, identical, repeatable
+
+
+def _same(results: tuple[Results, Results], others: tuple[Results, Results]) -> bool:
+    return all(all(map(torch.equal, *pair)) for pair in zip(results, others, strict=True))
 
 
 def _run(backend: Backend, operation: Operation) -> tuple[Results, Results]:

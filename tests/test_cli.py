@@ -167,7 +167,10 @@ def test_verify_passes_here(capsys):
     assert main(["verify", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["failed"] == 0 and len(report["comparisons"]) > 50
-    assert {row["operation"].split()[0] for row in report["comparisons"]} == {"srm_scan", "srm_trace", "batch_norm"}
+    for backend in ("triton", "native") if native.problem() is None and not torch.cuda.is_available() else ("triton",):
+        rows = [row for row in report["comparisons"] if row["backend"] == backend]
+        operations = {"srm_scan", "srm_trace"} | ({"batch_norm"} if backend == "triton" else set())
+        assert {row["operation"].split()[0] for row in rows} == operations
 
 
 def test_verify_runs_every_kernel(monkeypatch):
@@ -210,6 +213,27 @@ def test_verify_finds_a_wrong_kernel(wrong, capsys, monkeypatch):
     assert "FAILED" in output and ("DIFFERENT" in output) == (wrong == "spikes")
     assert output.count("DIFFERENT  FAILED") == output.count("DIFFERENT")
     assert output.rstrip().endswith("failed") and " 0 failed" not in output
+
+
+@pytest.mark.skipif(native.problem() is not None, reason="the C library, which serves here for a kernel, is missing")
+def test_verify_repeats(capsys, monkeypatch):
+    """A kernel that is right twice and then wrong."""
+    forward, runs = native.forward, 0
+
+    def unsteady(current, spikes, membrane, gradient_trace, *arguments):
+        nonlocal runs
+        forward(current, spikes, membrane, gradient_trace, *arguments)
+        runs += 1
+        if gradient_trace is not None and runs % 3 == 0:
+            gradient_trace.view(-1)[0] += 1
+
+    monkeypatch.setattr(native, "forward", unsteady)
+    monkeypatch.setattr(verification, "_TOLERANCES", {torch.float32: 1e-5})
+    monkeypatch.setattr(verification, "_SCAN_SHAPES", ((2, 5, 7),))
+    found = [c for c in verification.verify(torch.device("cpu"), 3) if not c.passed]
+    assert [(c.backend, c.operation, c.error, c.repeatable) for c in found] == [("native", "srm_trace", 0.0, False)]
+    assert main(["verify", "--repeats", "0"]) == 2
+    assert "repeats must be at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.fixture
