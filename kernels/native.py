@@ -26,7 +26,7 @@ class _Scan(ctypes.Structure):
             (ctypes.c_int64, "outer steps inner tile"),
             (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time"),
             (ctypes.c_double, f"{_CONSTANTS} {_GRADIENT_CONSTANTS}"),
-            (ctypes.c_void_p, "current grad_spikes events"),
+            (ctypes.c_void_p, "current grad_spikes label_steps"),
             (ctypes.c_void_p, "spikes membrane gradient_trace grad_weight_path grad_time_path scratch"),
             (ctypes.c_longlong, "tiles_taken workers"),
         )
@@ -99,7 +99,7 @@ def forward(
 def backward(
     grad_spikes: torch.Tensor,
     current: torch.Tensor,
-    events: torch.Tensor | None,
+    label_steps: torch.Tensor | None,
     grad_weight_path: torch.Tensor | None,
     grad_time_path: torch.Tensor | None,
     time_axis: int,
@@ -110,8 +110,8 @@ def backward(
     like = grad_weight_path if grad_weight_path is not None else grad_time_path
     x = _readable(current, like, time_axis)
     grad = _readable(grad_spikes, like, time_axis)
-    if events is not None:
-        events = _readable(events, like, time_axis).contiguous()
+    if label_steps is not None:
+        label_steps = outer_time_inner(label_steps.unsqueeze(time_axis), like, time_axis).contiguous()
     tensors = (grad_weight_path, grad_time_path)
     results = [_writable(tensor, x, time_axis) for tensor in tensors]
     threads = _number_of_threads(x)
@@ -122,7 +122,7 @@ def backward(
     scan.rise, scan.membrane_slope_limit, scan.gradient_slope_limit = gradient_constants
     scan.current_stride_outer, scan.current_stride_time, _ = x.stride()
     scan.grad_stride_outer, scan.grad_stride_time, _ = grad.stride()
-    scan.current, scan.grad_spikes, scan.events = x.data_ptr(), grad.data_ptr(), _pointer(events)
+    scan.current, scan.grad_spikes, scan.label_steps = x.data_ptr(), grad.data_ptr(), _pointer(label_steps)
     scan.grad_weight_path, scan.grad_time_path = map(_pointer, results)
     scan.scratch = scratch.data_ptr()
     _run("srm_scan_backward", scan, x.dtype, threads)

@@ -30,7 +30,8 @@ typedef struct {
     int64_t current_stride_outer, current_stride_time, grad_stride_outer, grad_stride_time;
     double membrane_decay, synapse_decay, gradient_decay, amplitude, threshold;
     double rise, membrane_slope_limit, gradient_slope_limit;
-    const void *current, *grad_spikes, *events;
+    const void *current, *grad_spikes;
+    const int32_t *label_steps;
     void *spikes, *membrane, *gradient_trace, *grad_weight_path, *grad_time_path;
     void *scratch; /* of each backward worker: 2 values a step of a chunk, 3 a chunk, times LARGEST_TILE */
     atomic_llong tiles_taken, workers;
@@ -156,6 +157,9 @@ static void TYPED(backward_worker)(void *argument)
     while (take_tile(scan, &tile)) {
         TYPED(States) states;
         TYPED(copy_states)(&states, 0, tile.width);
+        int32_t label_steps[LARGEST_TILE];
+        for (int64_t i = 0; i < tile.width; i++)
+            label_steps[i] = scan->label_steps ? scan->label_steps[tile.row * scan->inner + tile.column + i] : -1;
         REAL membrane[LARGEST_TILE], trace[LARGEST_TILE], spikes[LARGEST_TILE], previous[LARGEST_TILE];
         const REAL *current = scan->current, *grad_spikes = scan->grad_spikes;
         current += tile.row * scan->current_stride_outer + tile.column;
@@ -182,14 +186,12 @@ static void TYPED(backward_worker)(void *argument)
             for (int64_t t = chunk * CHUNK; t < end; t++) {
                 const REAL *x = current + t * scan->current_stride_time;
                 TYPED(step)(scan, tile.width, x, &states, membrane, trace, spikes);
-                const REAL *restrict events = spikes;
-                if (scan->events)
-                    events = (const REAL *)scan->events + row + t * scan->inner;
                 REAL *restrict weight_slope = weight_slopes + t % CHUNK * LARGEST_TILE;
                 REAL *restrict time_slope = time_slopes + t % CHUNK * LARGEST_TILE;
                 for (int64_t i = 0; i < tile.width; i++) {
                     REAL w = TYPED(slope)(membrane[i] - previous[i], membrane_limit);
-                    weight_slope[i] = events[i] != 0 ? w : 1; /* 1, which no slope is, marks a step without event */
+                    int event = (spikes[i] != 0) | (label_steps[i] == t);
+                    weight_slope[i] = event ? w : 1; /* 1, which no slope is, marks a step without event */
                     time_slope[i] = TYPED(slope)(trace[i], gradient_limit);
                     previous[i] = spikes[i] != 0 ? 0 : membrane[i];
                 }

@@ -102,7 +102,7 @@ def srm_scan_backward_kernel(
     grad_spikes,
     current,
     states,
-    events,
+    label_steps,
     grad_weight_path,
     grad_time_path,
     chunks: tl.int32,
@@ -118,7 +118,7 @@ def srm_scan_backward_kernel(
     constants,
     gradient_constants,
     LOAD_STATES: tl.constexpr,
-    LOAD_EVENTS: tl.constexpr,
+    LOAD_LABEL_STEPS: tl.constexpr,
     STORE_WEIGHT_PATH: tl.constexpr,
     STORE_TIME_PATH: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -134,12 +134,14 @@ def srm_scan_backward_kernel(
     start = (chunks - 1).to(tl.int64) * CHUNK
     current += rows * current_stride_outer + columns * current_stride_inner + start * current_stride_time
     grad_spikes += rows * grad_stride_outer + columns * grad_stride_inner + start * grad_stride_time
-    output = (rows * (start + rest) + start) * inner + columns
     if LOAD_STATES:
         states += rows * inner + columns + (chunks - 1).to(tl.int64) * 3 * outer * inner
     # Two strides per lane: AMD GPUs have too few scalar registers for the offsets of all steps of a chunk.
     time_stride = tl.where(inside, inner, 0)
     current_stride = tl.where(inside, current_stride_time, 0)
+    output = (rows * (start + rest) + start) * inner + columns + CHUNK * time_stride
+    if LOAD_LABEL_STEPS:  # counted from the chunk's start
+        label_step = tl.load(label_steps + rows * inner + columns, mask=inside, other=-1) - start.to(tl.int32)
 
     # How a current at this step would move the next spike, along both paths, decaying backward in time.
     zeros = tl.zeros((BLOCK_OUTER, BLOCK_INNER), accumulator)
@@ -166,13 +168,12 @@ def srm_scan_backward_kernel(
             valid = steps_left > (0 if WHOLE else k)
             previous = amplitude * (state[0] - state[1])
             u, trace, event, state = _step(state, inputs[k], constants)
-            if LOAD_EVENTS:
-                event = tl.load(events + output, mask=valid, other=0.0) != 0.0
+            if LOAD_LABEL_STEPS:
+                event = event | (label_step == k)
             change = u - previous
             slope = tl.where(change >= 0.0, 1.0 / tl.maximum(change, smallest_change), 0.0)
             weight_slopes = weight_slopes + (tl.where(valid, tl.where(event, slope, -1.0), -2.0),)
             time_slopes = time_slopes + (tl.where(trace >= 0.0, 1.0 / tl.maximum(trace, smallest_trace), 0.0),)
-            output += time_stride
 
         for k in tl.static_range(CHUNK - 1, -1, -1):
             output -= time_stride
@@ -190,7 +191,8 @@ def srm_scan_backward_kernel(
                 tl.store(grad_time_path + output, time_response, mask=valid)
         current -= CHUNK * current_stride
         grad_spikes -= CHUNK * grad_stride_time
-        output -= CHUNK * time_stride
+        if LOAD_LABEL_STEPS:
+            label_step += CHUNK
         steps_left = tl.where(inside, CHUNK, 0)
 
 
@@ -297,7 +299,7 @@ def backward(
     grad_spikes: torch.Tensor,
     current: torch.Tensor,
     states: torch.Tensor | None,
-    events: torch.Tensor | None,
+    label_steps: torch.Tensor | None,
     grad_weight_path: torch.Tensor | None,
     grad_time_path: torch.Tensor | None,
     time_axis: int,
@@ -305,7 +307,7 @@ def backward(
     gradient_constants: tuple[float, ...],
     configuration: Configuration | None = None,
 ) -> None:
-    """Fills the gradients that are given, which are laid out alike; `events` has the shape of `current`.
+    """Fills the gradients that are given, which are laid out alike; `label_steps` is int32 [*neurons].
 
     `gradient_constants` are the rise c·(a_m − a_s) of the weight path and the limits of the two slopes.
     Without a `configuration` the usual one serves.
@@ -314,8 +316,8 @@ def backward(
     like = grad_weight_path if grad_weight_path is not None else grad_time_path
     x = outer_time_inner(current, like, time_axis)
     grad = outer_time_inner(grad_spikes, like, time_axis)
-    if events is not None:
-        events = outer_time_inner(events, like, time_axis).contiguous()
+    if label_steps is not None:
+        label_steps = outer_time_inner(label_steps.unsqueeze(time_axis), like, time_axis).contiguous()
     outer, steps, inner = x.shape
     chunks, chunk, rest = split_time(steps)
     tile = choose_tile(outer, inner, configuration or usual_configuration(outer * inner, elements_per_thread=1))
@@ -326,7 +328,7 @@ def backward(
             grad,
             x,
             states,
-            events,
+            label_steps,
             grad_weight_path,
             grad_time_path,
             chunks,
@@ -338,7 +340,7 @@ def backward(
             launch.scalars(current.dtype, constants),
             launch.scalars(current.dtype, (rise, 1 / membrane_slope_limit, 1 / gradient_slope_limit)),
             LOAD_STATES=states is not None,
-            LOAD_EVENTS=events is not None,
+            LOAD_LABEL_STEPS=label_steps is not None,
             STORE_WEIGHT_PATH=grad_weight_path is not None,
             STORE_TIME_PATH=grad_time_path is not None,
             CHUNK=chunk,

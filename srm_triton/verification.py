@@ -129,7 +129,8 @@ def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
         for time_axis, layout in ((1, "batch first"), (0, "time first")):
             yield f"srm_scan forward, {layout}", shape, _scan_forward(current, time_axis)
             yield f"srm_scan backward, {layout}", shape, _scan_backward(current, grad, time_axis, None)
-        yield "srm_scan backward, given events", shape, _scan_backward(current, grad, 1, (grad > 0).to(dtype))
+        label_steps = grad.argmax(1).to(torch.int32)
+        yield "srm_scan backward, label spikes", shape, _scan_backward(current, grad, 1, label_steps)
         yield "srm_trace", shape, _trace(current)
     for shape in _MATRIX_SHAPES:
         for dim in (0, 1):
@@ -142,11 +143,11 @@ def _scan_forward(current: Tensor, time_axis: int) -> Operation:
     return lambda: ((scan_forward(current, SRMParameters(), time_axis, False)[0],), ())
 
 
-def _scan_backward(current: Tensor, grad: Tensor, time_axis: int, events: Tensor | None) -> Operation:
+def _scan_backward(current: Tensor, grad: Tensor, time_axis: int, label_steps: Tensor | None) -> Operation:
     def run() -> tuple[Results, Results]:
         spikes, states = scan_forward(current, SRMParameters(), time_axis, True)
         backend = requested_backend()
-        paths = scan_backward(grad, current, states, events, SRMParameters(), time_axis, True, True, backend)
+        paths = scan_backward(grad, current, states, label_steps, SRMParameters(), time_axis, True, True, backend)
         return (spikes,), paths
 
     return run

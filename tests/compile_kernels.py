@@ -65,13 +65,13 @@ def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]
     yield partial(srm_scan.forward, current, current, None, None, states, 1, constants)
     if states is None:
         yield partial(srm_scan.forward, current, current, trace, trace, None, 1, constants)
-    for events in (None, current):
+    for label_steps in (None, torch.empty(16, 4096, dtype=torch.int32)):
         yield partial(
             srm_scan.backward,
             current,
             current,
             states,
-            events,
+            label_steps,
             current,
             current,
             1,
@@ -151,6 +151,8 @@ def scan_traffic(dtype: torch.dtype) -> Iterator[dict]:
     for steps in (1, 8, 16, 17, 33, 40, 1000) if dtype != torch.float64 else (16, 40):
         launches = list(scan_launches(dtype, steps))
         passes = {"forward": launches[0], "backward": launches[-2]}
+        if steps in (16, 40):
+            passes["backward with label spikes"] = launches[-1]
         current = torch.empty(16, steps, 4096, dtype=dtype)
         constants = launches[0].args[-1]
         if steps > 16:

@@ -106,9 +106,9 @@ def test_what_is_not_a_number_equals_the_references():
     current[0, 5, :25] = torch.nan
     grad[1, 5:, 10:] = torch.tensor(float("inf"))
     grad[2, 5:, 10:] = torch.nan
-    events = (torch.rand(4, 20, 50, generator=generator) < 0.2).float()
+    label_steps = torch.randint(-1, 20, (4, 50), dtype=torch.int32, generator=generator)
     results = [
-        scan_backward(grad, current, current.new_empty(0), events, SRMParameters(), 1, True, True, backend)
+        scan_backward(grad, current, current.new_empty(0), label_steps, SRMParameters(), 1, True, True, backend)
         for backend in ("reference", "native")
     ]
     for expected, result in zip(*results, strict=True):

@@ -27,7 +27,7 @@ SPECIAL_VALUES = (0.0, -0.0, 1.0, 1e-30, 1e30, -1e30, float("inf"), float("-inf"
 class Case(NamedTuple):
     current: Tensor  # [batch, time, neurons]
     grad: Tensor
-    events: Tensor | None
+    label_steps: Tensor | None  # [batch, neurons]
     parameters: SRMParameters
 
 
@@ -43,26 +43,27 @@ def cases(draw: st.DrawFn, finite: bool = True) -> Case:
     scale, shift = draw(st.sampled_from((0.0, 0.3, 1.0, 30.0))), draw(st.sampled_from((-0.5, 0.0, 0.4, 2.0)))
     current = (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift).to(dtype)
     grad = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    events = None
+    label_steps = None
     if draw(st.booleans()):
-        events = (torch.rand(shape, generator=generator) < 0.2).to(dtype)
+        label_steps = torch.randint(-1, shape[1], shape[::2], dtype=torch.int32, generator=generator)
     if not finite:
         value = draw(st.sampled_from(SPECIAL_VALUES))
         current[tuple(draw(st.integers(0, size - 1)) for size in shape)] = value
-    return Case(current, grad, events, parameters)
+    return Case(current, grad, label_steps, parameters)
 
 
 def run(case: Case, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes and both gradients."""
     with use_backend(backend):
         spikes, states = scan_forward(case.current, case.parameters, 1, keep_states=True)
-    paths = scan_backward(case.grad, case.current, states, case.events, case.parameters, 1, True, True, backend)
+    paths = scan_backward(case.grad, case.current, states, case.label_steps, case.parameters, 1, True, True, backend)
     return spikes, *paths
 
 
-def select(case: Case, *index) -> Case:
-    pick = lambda tensor: None if tensor is None else tensor[index]  # noqa: E731
-    return case._replace(current=pick(case.current), grad=pick(case.grad), events=pick(case.events))
+def select(case: Case, samples: Tensor, steps: Tensor, neurons: Tensor) -> Case:
+    label_steps = None if case.label_steps is None else case.label_steps[samples[:, 0], neurons]
+    index = samples, steps, neurons
+    return case._replace(current=case.current[index], grad=case.grad[index], label_steps=label_steps)
 
 
 def same(results, expected) -> bool:
@@ -109,11 +110,11 @@ def test_neurons_are_independent(case, data, backend):
 def test_memory_order_changes_nothing(case, data, backend):
     order = data.draw(st.permutations(range(3)))
     inverse = [order.index(axis) for axis in range(3)]
-    current, grad, events = (
-        None if tensor is None else tensor.permute(order).contiguous().permute(inverse)
-        for tensor in (case.current, case.grad, case.events)
-    )
-    assert same(run(case._replace(current=current, grad=grad, events=events), backend), run(case, backend))
+    current, grad = (tensor.permute(order).contiguous().permute(inverse) for tensor in (case.current, case.grad))
+    label_steps = case.label_steps
+    if label_steps is not None and data.draw(st.booleans()):
+        label_steps = label_steps.mT.contiguous().mT
+    assert same(run(case._replace(current=current, grad=grad, label_steps=label_steps), backend), run(case, backend))
 
 
 @law(cases())
@@ -145,12 +146,13 @@ def test_gradients_come_from_the_next_spike_only(case, data, backend):
     """What earlier gradients of spikes are, and what lies behind a spike, changes nothing."""
     now = data.draw(st.integers(0, case.current.shape[1] - 1))
     spikes, *paths = run(case, backend)
-    events = spikes if case.events is None else case.events
+    with_event = spikes[:, now] != 0
+    if case.label_steps is not None:
+        with_event |= case.label_steps == now
     other = case.grad.clone()
     other[:, :now] = data.draw(st.sampled_from((0.0, 1.0, float("nan"))))
     later = run(case._replace(grad=other), backend)[1:]
     assert same([path[:, now:] for path in later], [path[:, now:] for path in paths])
-    with_event = events[:, now] != 0
     other = case.grad.clone()
     other[:, now + 1 :] = 0
     earlier = run(case._replace(grad=other), backend)[1:]
@@ -162,11 +164,7 @@ def test_gradients_come_from_the_next_spike_only(case, data, backend):
 @law(cases())
 def test_the_backward_is_linear(case, data, backend):
     dtype = torch.promote_types(case.current.dtype, torch.float32)
-    case = case._replace(
-        current=case.current.to(dtype),
-        grad=case.grad.to(dtype),
-        events=None if case.events is None else case.events.to(dtype),
-    )
+    case = case._replace(current=case.current.to(dtype), grad=case.grad.to(dtype))
     factor = data.draw(st.sampled_from((-1.0, 1.0))) * 2.0 ** data.draw(st.integers(-8, 8))
     _, *paths = run(case, backend)
     _, *scaled = run(case._replace(grad=case.grad * factor), backend)

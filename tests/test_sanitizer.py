@@ -334,10 +334,12 @@ def test_the_scan_is_clean(steps, time_axis, dtype):
 
     constants["gradient_constants"] = (0.4, 100.0, 100.0)
     weight_path, time_path = torch.empty_like(current), torch.empty_like(current)
+    neurons = [size for axis, size in enumerate(shape) if axis != constants["time_axis"]]
+    label_steps = torch.randint(-1, steps, neurons, dtype=torch.int32, generator=generator)
     with sanitized(weight_path, time_path):
         srm_scan.backward(grad[..., :1].expand_as(grad), current, states, None, weight_path, time_path, **constants)
-        srm_scan.backward(grad, strided, states, spikes, weight_path, None, **constants)
-        srm_scan.backward(grad, current, states, spikes.mT.contiguous().mT, None, time_path, **constants)
+        srm_scan.backward(grad, strided, states, label_steps, weight_path, None, **constants)
+        srm_scan.backward(grad, current, states, label_steps.mT.contiguous().mT, None, time_path, **constants)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

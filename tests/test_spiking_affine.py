@@ -92,19 +92,20 @@ def test_label_spike(batch_first, backend, device):
     current = (inputs @ weight.t()).detach()
     assert torch.equal(spikes, srm_scan(current))
 
-    expected = spikes.clone()
+    expected, label_steps = spikes.clone(), torch.full((8, 4), -1, dtype=torch.int32, device=device)
     change = srm_trace(current).membrane_change
     for sample, label in enumerate(labels.tolist()):
         rising = (change[sample, :, label] > 0.05).nonzero()
         if len(rising):
             expected[sample, rising[-1], label] = 1
+            label_steps[sample, label] = rising[-1]
     assert torch.equal(training_spikes, expected)
     assert 0 < (expected - spikes).sum() < 8  # some are added, some fall on a spike or find no rise
 
     grad = torch.randn_like(expected)
     result.training_spikes.backward(grad.movedim(1, time_axis))
     states = current.new_empty(0)
-    path, _ = scan_backward(grad, current, states, expected, DEFAULT, 1, True, False, "reference")
+    path, _ = scan_backward(grad, current, states, label_steps, DEFAULT, 1, True, False, "reference")
     torch.testing.assert_close(weight.grad, torch.einsum("bto,bti->oi", path, inputs), rtol=1e-12, atol=1e-12)
 
 
@@ -170,6 +171,18 @@ def test_what_a_layer_keeps_of_inputs_that_repeat(device):
         current = 4 * 5 * (4 if dtype is None else 2)
         converted = 0 if dtype is None else 2 * (4 * 6 + 5 * 6)
         assert sum(new.values()) == current + converted
+
+
+def test_a_label_spike_keeps_a_step_for_each_neuron(device):
+    weight = torch.rand(5, 6, device=device, requires_grad=True)
+    inputs, labels = torch.rand(4, 9, 6, device=device), torch.tensor([0, 1, 2, 4], device=device)
+    kept = []
+    for some_labels in (None, labels):
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
+            srm_linear(inputs, weight, labels=some_labels)
+        kept.append(sum(tensor.nbytes for tensor in saved))
+    assert kept[1] - kept[0] == 4 * 4 * 5
 
 
 def test_autocast_keeps_the_gradient_of_each_step(device):

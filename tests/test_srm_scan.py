@@ -21,14 +21,16 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def gradients(
-    grad: Tensor, current: Tensor, backend: str, parameters=DEFAULT, time_axis=1, events=None
+    grad: Tensor, current: Tensor, backend: str, parameters=DEFAULT, time_axis=1, label_steps=None
 ) -> tuple[Tensor, Tensor]:
     with use_backend(backend):
         _, states = scan_forward(current, parameters, time_axis, keep_states=True)
-    return scan_backward(grad, current, states, events, parameters, time_axis, True, True, backend)
+    return scan_backward(grad, current, states, label_steps, parameters, time_axis, True, True, backend)
 
 
-def sums_of_the_equations(grad: list[float], current: list[float], p: SRMParameters) -> tuple[list, list, list]:
+def sums_of_the_equations(
+    grad: list[float], current: list[float], p: SRMParameters, label_step: int = -1
+) -> tuple[list, list, list]:
     """One neuron, in Python floats and powers: nothing shared with the package."""
     a_m, a_s, a_g = (1 - 1 / tau for tau in (p.tau_m, p.tau_s, p.tau_g))
     c = p.tau_m / (p.tau_m - p.tau_s)
@@ -38,13 +40,13 @@ def sums_of_the_equations(grad: list[float], current: list[float], p: SRMParamet
         m, s, g = (m + x) * a_m, (s + x) * a_s, (g + x) * a_g
         u = c * (m - s)
         spikes.append(float(u > p.threshold))
-        if u > p.threshold:
+        if u > p.threshold or t == label_step:
             change = u - u_previous
             w[t] = min(max(-1 / change if change else -math.inf, -p.membrane_slope_limit), 0) * grad[t]
             v[t] = min(max(-1 / g if g else -math.inf, -p.gradient_slope_limit), 0) * grad[t]
+        u_previous = u
+        if u > p.threshold:
             m = s = g = u_previous = 0.0
-        else:
-            u_previous = u
     weight_path, time_path = [], []
     for t in range(len(current)):
         following = [spike for spike in w if spike >= t]
@@ -165,8 +167,9 @@ class TestSpecialCurrents:
         parameters = SRMParameters(tau_m=4.0, tau_s=2.0, threshold=9.0)
         current = torch.tensor([[[1.0], [second]]], dtype=torch.float64, device=device)
         assert srm_trace(current, parameters).membrane_change[0, 1, 0] == change
-        events = torch.tensor([[[0.0], [1.0]]], dtype=torch.float64, device=device)
-        weight_path, time_path = gradients(torch.ones_like(current), current, backend, parameters, events=events)
+        second_step = torch.ones(1, 1, dtype=torch.int32, device=device)
+        grad = torch.ones_like(current)
+        weight_path, time_path = gradients(grad, current, backend, parameters, label_steps=second_step)
         expected = [-slope * 2 * (0.75**2 - 0.5**2), -slope * 0.5]
         assert weight_path.flatten().tolist() == pytest.approx(expected, rel=1e-15)
         assert time_path.isfinite().all()
@@ -180,8 +183,8 @@ class TestSpecialCurrents:
 
     def test_slopes_of_zero_at_an_event(self, backend, device):
         current = torch.zeros(1, 1, 1, dtype=torch.float64, device=device)
-        one = torch.ones_like(current)
-        weight_path, time_path = gradients(one, current, backend, events=one)
+        first_step = torch.zeros(1, 1, dtype=torch.int32, device=device)
+        weight_path, time_path = gradients(torch.ones_like(current), current, backend, label_steps=first_step)
         assert weight_path.item() == pytest.approx(-4 / 3, rel=1e-15)
         assert time_path.item() == pytest.approx(123456789 * 0.6, rel=1e-15)
 
@@ -219,18 +222,25 @@ class TestSpecialCurrents:
         assert spikes.shape == current.grad.shape == shape
 
 
-def test_events_replace_the_spikes_in_the_backward(device):
+@pytest.mark.parametrize(("steps", "shape"), [(1, (2, 3)), (16, (4, 5)), (35, (3, 40)), (50, (2, 3, 4))])
+@pytest.mark.parametrize("time_axis", [0, 1])
+def test_label_spikes(steps, shape, time_axis, device):
+    """Against the sums of the equations, whose next spike may be a label spike, before or behind the neuron's own."""
     generator = torch.Generator().manual_seed(5)
-    current = (torch.randn(2, 35, 4, dtype=torch.float64, generator=generator) + 0.5).to(device)
-    grad = torch.randn(2, 35, 4, dtype=torch.float64, generator=generator).to(device)
-    events = torch.maximum(srm_scan(current), (torch.rand(2, 35, 4, generator=generator) < 0.1).double().to(device))
-    plain = gradients(grad, current, "reference")
-    expected = gradients(grad, current, "reference", events=events)
-    assert not torch.equal(plain[0], expected[0])
-    strided = events.transpose(1, 2).contiguous().transpose(1, 2)
-    for some_events, backend in itertools.product((events, strided), BACKENDS[1:]):
-        for result, reference in zip(gradients(grad, current, backend, events=some_events), expected, strict=True):
-            torch.testing.assert_close(result, reference, rtol=1e-12, atol=0)
+    current, grad = torch.randn(2, steps, *shape, dtype=torch.float64, generator=generator) + 0.3
+    label_steps = torch.randint(-1, steps, shape, dtype=torch.int32, generator=generator)
+    expected = [torch.zeros_like(current) for _ in range(2)]
+    for neuron in itertools.product(*map(range, shape)):
+        values = grad[:, *neuron].tolist(), current[:, *neuron].tolist()
+        _, *paths = sums_of_the_equations(*values, DEFAULT, label_steps[neuron].item())
+        for result, path in zip(expected, paths, strict=True):
+            result[:, *neuron] = torch.tensor(path, dtype=torch.float64)
+    current, grad, *expected = (tensor.movedim(0, time_axis).to(device) for tensor in (current, grad, *expected))
+    strided = label_steps.mT.contiguous().mT
+    for some, backend in itertools.product((label_steps.to(device), strided.to(device)), BACKENDS):
+        results = gradients(grad, current, backend, time_axis=time_axis, label_steps=some)
+        for result, reference in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, reference, rtol=1e-11, atol=1e-15)
 
 
 def test_only_the_gradients_that_are_asked_for(device):
@@ -288,8 +298,9 @@ def test_opcheck(dtype, device):
         torch.library.opcheck(_scan, (leaf, parameters, time_axis, True, backend))
         torch.library.opcheck(_trace, (current, parameters, time_axis, backend))
         states = _scan(current, parameters, time_axis, True, backend)[1]
-        events = (current > 1).to(dtype) if time_axis else None
-        arguments = (torch.randn_like(current), current, states, events, parameters, time_axis, True, True, backend)
+        label_steps = torch.ones(2, 3, dtype=torch.int32, device=device) if time_axis else None
+        grad = torch.randn_like(current)
+        arguments = (grad, current, states, label_steps, parameters, time_axis, True, True, backend)
         torch.library.opcheck(_scan_backward, arguments)
 
 

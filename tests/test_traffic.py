@@ -23,7 +23,7 @@ def scan_bytes(row, size):
     chunks, chunk, _ = srm_scan.split_time(row["steps"])
     state = 3 * max(size, 4) if chunks > 1 and row["pass"] != "inference" else 0
     per_step = (moved(row, row["loop"]) - state) / chunk
-    assert per_step == {"forward": 2, "inference": 2, "backward": 4}[row["pass"]] * size, row
+    assert per_step == (4 if row["pass"].startswith("backward") else 2) * size, row
     return per_step + state * (chunks - 1) / row["steps"]
 
 
@@ -37,18 +37,22 @@ def test_scan(dtype, tmp_path):
         passes = {row["pass"]: scan_bytes(row, size) for row in rows if row["steps"] == steps}
         assert passes["forward"] + passes["backward"] <= limits[steps > 16], (steps, passes)
         assert passes.get("inference", passes["forward"]) == 2 * size if steps <= 16 else "inference" in passes
+        assert passes.get("backward with label spikes", passes["backward"]) == passes["backward"]
     for row in rows:
         assert row["spills"] == 0, row
         if dtype != "float64":  # of 65536 registers that a multiprocessor shares among its threads
-            assert row["registers"] <= REGISTERS[row["pass"] == "backward", row["steps"] > 16], row
+            assert row["registers"] <= REGISTERS[row["pass"].startswith("backward"), row["steps"] > 16], row
         assert row["shared"] == 0, row  # else pointers or values change threads at every step, with barriers
-        forward = row["pass"] != "backward"
+        forward = not row["pass"].startswith("backward")
         chunk = srm_scan.split_time(row["steps"])[1]
         loads = [i for i, (kind, _) in enumerate(row["loop"]) if kind == "LDG"]
         assert sum(kind == "STG" for kind, _ in row["loop"][loads[-1] :]) == chunk * (1 if forward else 2), row
         # As written, all loads of a chunk precede its arithmetic; ptxas sinks some, none beyond the first result.
         together = {len(list(run)) for name, run in groupby(row["order"]) if name == "ld.global"}
-        assert together == {chunk if forward else 2 * chunk + (3 if row["steps"] > 16 else 0)}, row
+        expected = chunk if forward else 2 * chunk + (3 if row["steps"] > 16 else 0)
+        if row["pass"].endswith("label spikes"):  # their step is loaded once, before the others or with the first
+            together = {expected if number == expected + 1 else number for number in together} - {1}
+        assert together == {expected}, row
         values = [width for kind, width in row["loop"] if kind == "LDG"][-chunk:]
         assert set(values) == {2 * size if forward else size}, row
         # The division of float64 alone is a sequence of multiply-adds; nothing that was written apart is fused.

@@ -92,22 +92,22 @@ class _SpikingAffine(torch.autograd.Function):
         mapped = affine.forward(_distinct(inputs, time_axis), weight)
         current = _repeat(mapped, inputs, time_axis)
         spikes, states = scan_forward(current, parameters, time_axis, keep)
-        training_spikes = None if labels is None else _add_label_spike(spikes, current, labels, parameters, time_axis)
-        ctx.save_for_backward(inputs, weight, mapped, states, training_spikes)
+        label_steps = None if labels is None else _label_steps(current, labels, parameters, time_axis)
+        ctx.save_for_backward(inputs, weight, mapped, states, label_steps)
         ctx.constants = affine, parameters, time_axis, time_gradient_scale, backend
-        if training_spikes is None:
+        if label_steps is None:
             return spikes
         ctx.mark_non_differentiable(spikes)
-        return training_spikes, spikes
+        return _add_label_spikes(spikes, label_steps, time_axis), spikes
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight, mapped, states, events = ctx.saved_tensors
+        inputs, weight, mapped, states, label_steps = ctx.saved_tensors
         affine, parameters, time_axis, time_gradient_scale, backend = ctx.constants
         time_path, weight_path = ctx.needs_input_grad[:2]
         current = _repeat(mapped, inputs, time_axis)
         grad_weight_path, grad_time_path = scan_backward(
-            grad_spikes, current, states, events, parameters, time_axis, weight_path, time_path, backend
+            grad_spikes, current, states, label_steps, parameters, time_axis, weight_path, time_path, backend
         )
         grad_inputs = grad_weight = None
         if time_path:
@@ -159,18 +159,20 @@ def refuse_second_derivatives(
     return tuple(None if g is None else _OnceDifferentiable.apply(g.detach(), *sources) for g in gradients)
 
 
-def _add_label_spike(
-    spikes: Tensor, current: Tensor, labels: Tensor, parameters: SRMParameters, time_axis: int
-) -> Tensor:
-    if spikes.numel() == 0:
-        return spikes.clone()
+def _label_steps(current: Tensor, labels: Tensor, parameters: SRMParameters, time_axis: int) -> Tensor:
+    """The step of each neuron's label spike, int32 [batch, out_features]; −1 where there is none."""
+    steps = torch.arange(current.shape[time_axis], dtype=torch.int32, device=labels.device)
     sample = torch.arange(labels.shape[0], device=labels.device)
     labelled = current.movedim(time_axis, 1)[sample, :, labels]
     rises = srm_trace(labelled, parameters).membrane_change > LABEL_SPIKE_RISE
-    steps = torch.arange(1, labelled.shape[1] + 1, device=labels.device)
-    last = (rises * steps).amax(1)
-    extra = (steps == last[:, None])[:, :, None] & F.one_hot(labels, spikes.shape[2])[:, None, :].bool()
-    return spikes.masked_fill(extra.movedim(1, time_axis), 1)
+    last = F.pad(steps.where(rises, -1), (1, 0), value=-1).amax(1)  # padded, as there may be no step
+    return torch.where(F.one_hot(labels, current.shape[2]) == 1, last[:, None], -1)
+
+
+def _add_label_spikes(spikes: Tensor, label_steps: Tensor, time_axis: int) -> Tensor:
+    steps = torch.arange(spikes.shape[time_axis], device=spikes.device)
+    at_label_step = label_steps[:, None] == steps[:, None]
+    return spikes.masked_fill(at_label_step.movedim(1, time_axis), 1)
 
 
 def _apply(

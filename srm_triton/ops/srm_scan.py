@@ -14,9 +14,10 @@ Backward, from `grad_spikes` = ∂L/∂(spike time). With k the number of steps 
     grad_weight_path[t] = w·c·(a_m^(k+1) − a_s^(k+1))       what the weights before the neuron receive
     grad_time_path[t]   = −v·a_g^(k+1)                      what earlier spike times receive
 
-and both are 0 where no spike follows. This is a rule for spike times, not the derivative of a step function. Source:
-Zhu et al., "Training Spiking Neural Networks with Event-driven Backpropagation", NeurIPS 2022, and "Exploring Loss
-Functions for Time-based Training Strategy in Spiking Neural Networks", NeurIPS 2023.
+and both are 0 where no spike follows; a label spike (see `spiking_affine`) counts as one, but resets nothing. This is a
+rule for spike times, not the derivative of a step function. Source: Zhu et al., "Training Spiking Neural Networks with
+Event-driven Backpropagation", NeurIPS 2022, and "Exploring Loss Functions for Time-based Training Strategy in Spiking
+Neural Networks", NeurIPS 2023.
 
 The powers are carried, not tabulated: c·(a_m − a_s) = 1/τ_s, so the weight path starts from w/τ_s and goes on with
 d ← a_m·d + p/τ_s, p ← a_s·p, which is exact where the difference of two powers would cancel.
@@ -82,7 +83,7 @@ def _reference_forward(
 def _reference_backward(
     grad_spikes: Tensor,
     current: Tensor,
-    events: Tensor | None,
+    label_steps: Tensor | None,
     grad_weight_path: Tensor | None,
     grad_time_path: Tensor | None,
     parameters: SRMParameters,
@@ -97,7 +98,7 @@ def _reference_backward(
 
     no_events = []
     for t, step in enumerate(_steps(current, parameters, time_axis)):
-        event = step.spike if events is None else (events.select(time_axis, t) != 0).to(dtype)
+        event = step.spike if label_steps is None else step.spike.maximum(label_steps == t)
         no_events.append(_bits_where_zero(event))
         slope = torch.sub(step.membrane, step.previous, out=weight_results[t]).reciprocal_()
         slope.neg_().clamp_(-parameters.membrane_slope_limit, 0)
@@ -210,16 +211,16 @@ def _scan_backward(
     grad_spikes: Tensor,
     current: Tensor,
     states: Tensor,
-    events: Tensor | None,
+    label_steps: Tensor | None,
     parameters: Sequence[float],
     time_axis: int,
     weight_path: bool,
     time_path: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Both gradients; `events`, where given, say which steps count as spikes instead of the neuron's own."""
+    """Both gradients; `label_steps`, int32 [*neurons], say where a neuron counts as firing besides (−1: nowhere)."""
     outputs = _allocate_backward(
-        grad_spikes, current, states, events, parameters, time_axis, weight_path, time_path, backend
+        grad_spikes, current, states, label_steps, parameters, time_axis, weight_path, time_path, backend
     )
     grad_weight_path = outputs[0] if weight_path else None
     grad_time_path = outputs[1] if time_path else None
@@ -235,11 +236,13 @@ def _scan_backward(
 
         kept = states if states.numel() else None
         tuned = find_configuration("srm_scan_backward", current, time_axis)
-        kernel.backward(grad_spikes, current, kept, events, *paths, time_axis, constants, gradient_constants, tuned)
+        kernel.backward(
+            grad_spikes, current, kept, label_steps, *paths, time_axis, constants, gradient_constants, tuned
+        )
     elif chosen == "native":
-        native.backward(grad_spikes, current, events, *paths, time_axis, constants, gradient_constants)
+        native.backward(grad_spikes, current, label_steps, *paths, time_axis, constants, gradient_constants)
     else:
-        _reference_backward(grad_spikes, current, events, *paths, p, time_axis)
+        _reference_backward(grad_spikes, current, label_steps, *paths, p, time_axis)
     return outputs
 
 
@@ -248,7 +251,7 @@ def _allocate_backward(
     grad_spikes: Tensor,
     current: Tensor,
     states: Tensor,
-    events: Tensor | None,
+    label_steps: Tensor | None,
     parameters: Sequence[float],
     time_axis: int,
     weight_path: bool,
@@ -367,7 +370,7 @@ def scan_backward(
     grad_spikes: Tensor,
     current: Tensor,
     states: Tensor,
-    events: Tensor | None,
+    label_steps: Tensor | None,
     parameters: SRMParameters,
     time_axis: int,
     weight_path: bool,
@@ -376,7 +379,7 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor]:
     """Returns the weight path and the time path of the gradient; a path that is not asked for comes back empty."""
     grad_weight_path, grad_time_path = _scan_backward(
-        grad_spikes, current, states, events, parameters.to_list(), time_axis, weight_path, time_path, backend
+        grad_spikes, current, states, label_steps, parameters.to_list(), time_axis, weight_path, time_path, backend
     )
     return grad_weight_path, grad_time_path
 
