@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test lint docs bench bench-peers clean
+.PHONY: demo test contracts mutants coverage lint docs bench bench-peers clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -12,6 +12,18 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n auto
+
+# more than `make test`: for every GPU, with every change of a kernel, with every line counted
+contracts: $(VENV)/test
+	$(BIN)/python -m pytest -n auto tests/test_compile.py --every-target
+
+mutants: $(VENV)/test
+	$(BIN)/python tests/mutate.py
+
+coverage: $(VENV)/test
+	$(BIN)/python -m pytest -n auto --cov --cov-report=
+	$(BIN)/python -m coverage report --fail-under=95
+	$(BIN)/python -m coverage report --fail-under=100 --include='kernels/*,srm_triton/ops/*'
 
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .

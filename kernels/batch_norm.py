@@ -166,7 +166,6 @@ def batch_norm_forward_kernel(
 ):
     """Normalises one split; the statistics come from the tile itself where there are no `partials`."""
     accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
-    constants = launch.convert(constants, accumulator)
     columns, inside = _columns(features, BLOCK_FEATURES)
     inputs += columns * inputs_stride_feature
     outputs += columns * outputs_stride_feature
@@ -247,7 +246,6 @@ def batch_norm_backward_partial_kernel(
 ):
     """The sums of dy·x̂ and of dy over one split, as two planes of [splits, features]."""
     accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
-    constants = launch.convert(constants, accumulator)
     columns, inside = _columns(features, BLOCK_FEATURES)
     high, low, scale = _load_statistics(statistics, features, columns, inside, constants[0])
     inputs += columns * inputs_stride_feature
@@ -300,7 +298,6 @@ def batch_norm_backward_kernel(
 ):
     """Input gradients of one split; the sums come from the tile itself where there are no `partials`."""
     accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
-    constants = launch.convert(constants, accumulator)
     columns, inside = _columns(features, BLOCK_FEATURES)
     high, low, scale = _load_statistics(statistics, features, columns, inside, constants[0])
     inputs += columns * inputs_stride_feature

@@ -1,10 +1,14 @@
 """What the launchers share: scalars, the interpreter and the choice of device."""
 
+import threading
+from contextlib import AbstractContextManager
+
 import torch
 import triton
 from triton import language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+_interpreter = threading.RLock()  # it keeps the running program in globals
 MAX_GRID_Y = 65535  # CUDA's limit on the second and third dimension of a grid
 
 
@@ -32,6 +36,6 @@ def scalars(dtype: torch.dtype, values: tuple[float, ...]) -> tuple:
     return tuple(map(tl.constexpr, values)) if dtype == torch.float64 else values
 
 
-def device_of(tensor: torch.Tensor) -> torch.cuda.device_of:
+def device_of(tensor: torch.Tensor) -> AbstractContextManager:
     """A context in which Triton launches on the tensor's device and that device's current stream."""
-    return torch.cuda.device_of(tensor)
+    return _interpreter if interpreted() else torch.cuda.device_of(tensor)

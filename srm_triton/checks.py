@@ -91,7 +91,7 @@ def check_pair(name: str, value: Any, smallest: int) -> tuple[int, int]:
 def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> None:
     """Checks that `labels` are int64 [batch], in 0 … classes − 1, on the device of `reference`.
 
-    On a GPU, and in compiled code, the range is left to the indexing.
+    On a GPU, in compiled code and within transforms of `torch.func`, the range is left to the indexing.
 
     Raises:
         TypeError: for anything but an int64 tensor.
@@ -104,7 +104,9 @@ def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int
         raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
     if labels.device != reference.device:
         raise ValueError(f"labels must be on the device of {reference_name}, {reference.device}, got {labels.device}")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(labels):
+        return
+    if labels.device.type == "cpu" and batch:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise ValueError(f"labels must lie in 0 … {classes - 1}, got values from {low} to {high}")

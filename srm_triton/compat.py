@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from srm_triton.checks import check_size, check_tensor
+from srm_triton.functions import Gradients, once_differentiable
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
-from srm_triton.ops.spiking_affine import refuse_second_derivatives, srm_conv2d, srm_linear
+from srm_triton.ops.spiking_affine import srm_conv2d, srm_linear
 from srm_triton.ops.srm_scan import srm_trace
 from srm_triton.parameters import SRMParameters
 
@@ -165,9 +166,10 @@ class srmLinearFunc(torch.autograd.Function):
         return spikes
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable("spiking layers")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_out: Tensor) -> Gradients:
         """See the class."""
-        inputs, effective, bn_weight, normx, varx, spikes, delta_ut, delta_u, epsw, epst = ctx.saved_tensors
+        inputs, effective, bn_weight, normx, varx, spikes, delta_ut, delta_u, epsw, epst = saved
         grad_w, grad_t = srmNeuronFunc.backward(grad_out, delta_ut, delta_u, spikes, epsw, epst)
         grad_inputs = _TIME_GRADIENT_SCALE * grad_t.matmul(effective.t())
         grad_weight = grad_w.flatten(0, 1).t() @ inputs.flatten(0, 1)
@@ -175,8 +177,7 @@ class srmLinearFunc(torch.autograd.Function):
         if bn_weight is not None:
             grad_x, grad_bn_weight, grad_bn_bias = BN1dBackward(grad_weight.t(), normx, varx, ctx.eps, bn_weight)
             grad_weight = grad_x.t()
-        gradients = (grad_inputs, grad_weight, grad_bn_weight, grad_bn_bias)
-        return *refuse_second_derivatives(gradients, (inputs, effective, bn_weight)), *[None] * 7
+        return grad_inputs, grad_weight, grad_bn_weight, grad_bn_bias, *[None] * 7
 
 
 class _SeedLayer(nn.Module):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_pair, check_tensor, time_axes
+from srm_triton.functions import Function
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
 from srm_triton.ops.spiking_affine import LabelledSpikes, srm_conv2d, srm_linear
 from srm_triton.ops.srm_scan import srm_scan
@@ -271,11 +272,14 @@ def _resolve_padding(
     return check_pair("padding", padding, 0), (0, 0, 0, 0)
 
 
-class _ShareByActivity(torch.autograd.Function):
+class _ShareByActivity(Function):
     @staticmethod
-    def forward(ctx: Any, average: Tensor) -> Tensor:
-        ctx.save_for_backward(average)
+    def forward(average: Tensor) -> Tensor:
         return average.view_as(average)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -9,16 +9,20 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from srm_triton.checks import check_labels, check_tensor, time_axes
+from srm_triton.functions import Function
 
 
-class _ReverseGradient(torch.autograd.Function):
+class _ReverseGradient(Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+    def forward(inputs: Tensor) -> Tensor:
         return inputs.view_as(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -123,7 +127,7 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
             f"desired and undesired must satisfy 0 ≤ undesired < desired ≤ {steps} (the number of steps), "
             f"got desired={desired} and undesired={undesired}"
         )
-    labelled = F.one_hot(labels, classes).bool()
+    labelled = labels[:, None] == torch.arange(classes, device=labels.device)
     distance = torch.where(labelled, desired - counts, counts - undesired).clamp(min=0)
     return distance.square().sum() / (2 * steps * batch)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import amdgcn
 import sass
 import torch
 import triton
@@ -21,11 +22,12 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from srm_triton.kernels import batch_norm, srm_scan
 
 TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
+    **{f"sm_{number}": GPUTarget("cuda", number, 32) for number in (75, 80, 86, 89, 90, 100, 120)},
+    **{name: GPUTarget("hip", name, 64) for name in ("gfx90a", "gfx942", "gfx950")},
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
+IN_FULL = ("sm_90", "gfx942")
+FLOAT64 = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
 @contextmanager
@@ -92,49 +94,62 @@ def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
             yield partial(batch_norm.backward, rows, x, vector, statistics, x, statistics, 1e-5, samples)
 
 
-def launches() -> Iterator[tuple[torch.dtype, Callable[[], None]]]:
-    """Every kernel in the variants that differ most."""
-    for dtype, steps in ((torch.float32, 16), (torch.float32, 1000), (torch.bfloat16, 1000), (torch.float64, 40)):
-        yield from ((dtype, launch) for launch in scan_launches(dtype, steps))
-    # Not float64: on sm_100 its division, a function call, has the split forward put one register on the stack.
-    for dtype in (torch.float32, torch.bfloat16):
-        yield from ((dtype, launch) for launch in batch_norm_launches(dtype))
-
-
-def resources(target: str, kernel) -> dict[str, int]:
-    """Registers and spilled bytes of a compiled kernel."""
-    if target.startswith("gfx"):
-        text = kernel.asm["amdgcn"]
-        spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
-        return {"registers": int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1]), "spills": spills}
-    return sass.resources(kernel.asm["cubin"])
+def launches(target: str) -> Iterator[tuple[str, torch.dtype, Callable[[], None]]]:
+    """In every dtype what differs most in machine code, and for the targets `IN_FULL` all variants, with their kind."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        one_chunk, chunks = list(scan_launches(dtype, 16)), list(scan_launches(dtype, 1000))
+        columns = list(batch_norm_launches(dtype))
+        kinds = {
+            "whole": (one_chunk[0], *columns[:2]),
+            "parts": (chunks[0], chunks[-1], *columns[12:14]),
+            "parts in two orders": columns[14:],
+        }
+        if target in IN_FULL and dtype != torch.float16:
+            kinds["other"] = (*one_chunk[1:], *chunks[1:-1], *columns[2:12])
+        yield from ((kind, dtype, launch) for kind, launches in kinds.items() for launch in launches)
+    # Not batch normalisation: on sm_100 its division, a function call, has the split forward use 8 bytes of stack.
+    if target in FLOAT64:
+        yield from (("other", torch.float64, launch) for launch in scan_launches(torch.float64, 40))
 
 
 def every_kernel(target: str) -> Iterator[dict]:
-    for dtype, launch in launches():
+    for kind, dtype, launch in launches(target):
         for name, kernel in compile_launch(launch, target):
-            row = {"kernel": name, "dtype": str(dtype), **resources(target, kernel)}
-            if name == "srm_scan_forward_kernel":
-                row["fused"] = fused(target, kernel)
-            yield row
+            row = {"kernel": name, "dtype": str(dtype).removeprefix("torch."), "kind": kind}
+            yield row | contract(kernel, dtype, target)
 
 
-def fused(target: str, kernel) -> int:
-    """The number of fused multiply-adds."""
+def contract(kernel, dtype: torch.dtype, target: str) -> dict[str, int]:
+    """The resources of a kernel, and how many accesses move less than a thread's share of a row, at most 16 bytes."""
     if target.startswith("gfx"):
-        return len(re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mac)", kernel.asm["amdgcn"]))
-    code = sass.disassemble(kernel.asm["cubin"])
-    return sass.count(code, "FFMA") + sass.count(code, "DFMA")
+        reader, code = amdgcn, kernel.asm["amdgcn"]
+        resources = amdgcn.resources(code)
+    else:
+        reader, code = sass, sass.disassemble(kernel.asm["cubin"])
+        resources = sass.resources(kernel.asm["cubin"])
+    vector = min(16, elements_per_thread(kernel) * dtype.itemsize)
+    return {
+        **resources,
+        "shared": kernel.metadata.shared,
+        "fused": reader.fused(code),
+        "vector": vector,
+        "narrow": sum(width < vector for _, width in reader.accesses(code)),
+    }
+
+
+def elements_per_thread(kernel) -> int:
+    """Of the tile that a program holds; at least one, as lanes without an element of their own repeat another's."""
+    constants = {kernel.src.fn.arg_names[path[0]]: value for path, value in kernel.src.constants.items()}
+    tile = [value for name, value in constants.items() if name.startswith("BLOCK_") and name != "BLOCK_SPLITS"]
+    return max(1, tile[0] * tile[1] // (kernel.metadata.target.warp_size * kernel.metadata.num_warps))
 
 
 def describe(kernel) -> dict:
     """The global memory accesses of a thread, and the arithmetic as written (PTX) and as compiled (SASS)."""
     code = sass.disassemble(kernel.asm["cubin"])
     ptx = kernel.asm["ptx"]
-    constants = {kernel.src.fn.arg_names[path[0]]: value for path, value in kernel.src.constants.items()}
-    tile = [value for name, value in constants.items() if name.startswith("BLOCK_") and name != "BLOCK_SPLITS"]
     return {
-        "elements": tile[0] * tile[1] / (32 * kernel.metadata.num_warps),
+        "elements": elements_per_thread(kernel),
         "loop": sass.accesses(sass.loop(code)),
         "all": sass.accesses(code),
         "shared": kernel.metadata.shared,

@@ -10,7 +10,11 @@
 It also rounds to bfloat16 as GPUs do, to nearest even, where the interpreter truncates.
 
 Each tensor argument gets an address range of its own, far from all others, so no access strays from one into the next.
-Not seen: races between the threads of one program, and accesses by another element type than the tensor's.
+Not seen: races between the threads of one program, accesses by another element type than the tensor's, and launches in
+other processes.
+
+As a pytest plugin it checks every launch of the tests that are marked `sanitized`, and with `--sanitize` of all others
+too, but for those marked `unsanitized`.
 """
 
 import inspect
@@ -18,14 +22,15 @@ import linecache
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 import triton
 from torch import Tensor
@@ -33,6 +38,8 @@ from triton import language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle, interpreter_builder
+
+from srm_triton.kernels import launch
 
 REGION_BITS = 40  # of the address range of a tensor argument; its storage starts where the range does
 ATOMICS = -1  # stands for all programs alike: atomic accesses do not race with each other
@@ -98,6 +105,7 @@ class Launch(GridExecutor):
         self.arguments: list[Argument] = []
         self.memories: dict[int, Memory] = {}
         self.program = 0
+        self.states_other = False
         self.poison = POISONS[0]
         self.poisoned = ""
 
@@ -132,7 +140,7 @@ class Launch(GridExecutor):
         if name in self.constexprs:
             return value
         if isinstance(value, tuple):
-            return triton._utils._tuple_create(value, (self.convert(name, item) for item in value))
+            return interpreter._tuple_create(value, (self.convert(name, item) for item in value))
         if isinstance(annotation, tl.dtype) and isinstance(value, int):  # the interpreter would take the narrowest type
             data = np.array([value], interpreter._get_np_dtype(annotation))
             return tl.tensor(TensorHandle(data, annotation), annotation)
@@ -161,7 +169,8 @@ class Launch(GridExecutor):
             "options": replace(interpreter_builder.options, debug=True),
         }
         try:
-            with patch.multiple(interpreter_builder, **hooks):
+            semantic = interpreter.interpreter_semantic
+            with patch.multiple(interpreter_builder, **hooks), patch.object(semantic, "load", self.semantic_load):
                 for program in programs:
                     self.program = 1 + int(np.ravel_multi_index(program, interpreter_builder.grid_dim))
                     interpreter_builder.set_grid_idx(*program)
@@ -174,10 +183,16 @@ class Launch(GridExecutor):
         finally:
             scope.restore()
 
+    def semantic_load(self, pointers: Any, mask: Any, other: Any, *options: Any) -> Any:
+        self.states_other = other is not None  # of a single element, the interpreter forgets an `other` of 0
+        return type(interpreter.interpreter_semantic).load(
+            interpreter.interpreter_semantic, pointers, mask, other, *options
+        )
+
     def load(self, pointers: TensorHandle, mask: Any, other: TensorHandle | None, *options: Any) -> TensorHandle:
         active = np.asarray(mask.data, bool)
         true = self.visit(pointers, active, "reads", self.program)
-        if other is None and not active.all():
+        if other is None and not self.states_other and not active.all():
             self.poisoned = self.poisoned or self.line()
             dtype = interpreter._get_np_dtype(pointers.get_element_ty())
             poison = np.full(dtype.itemsize, 1 if dtype.kind == "b" else self.poison, np.uint8).view(dtype)
@@ -285,12 +300,69 @@ def _convert_float(values: np.ndarray, source: tl.dtype, target: tl.dtype, round
 
 
 @contextmanager
-def sanitized(*outputs: Tensor) -> Iterator[None]:
-    """Checks every launch; arguments that share a storage with one of `outputs` count as outputs."""
+def _hooked(*outputs: Tensor) -> Iterator[None]:
     storages = frozenset(output.untyped_storage().data_ptr() for output in outputs)
     convert_float = partial(_convert_float, convert=interpreter._convert_float)
     with (
         patch.object(interpreter, "GridExecutor", partial(Launch, storages)),
         patch.object(interpreter, "_convert_float", convert_float),
     ):
+        yield
+
+
+@triton.jit
+def _stray(x, operation: tl.constexpr):
+    if operation == "load":
+        tl.load(x + 1)
+    elif operation == "store":
+        tl.store(x + 1, 1)
+    elif operation == "atomic_add":
+        tl.atomic_add(x + 1, 1)
+    elif operation == "atomic_cas":
+        tl.atomic_cas(x + 1, 0, 1)
+    elif operation == "device_assert":
+        tl.device_assert(tl.load(x) == 1)
+
+
+@cache
+def check_interpreter() -> None:
+    """Raises unless bad accesses are seen: what the sanitizer replaces and calls is private to Triton's interpreter."""
+    if not launch.interpreted():
+        raise RuntimeError("the sanitizer sees interpreted kernels only: set TRITON_INTERPRET=1")
+    for operation in ("load", "store", "atomic_add", "atomic_cas", "device_assert"):
+        cause = None
+        try:
+            with _hooked():
+                _stray[(1,)](torch.zeros(1, dtype=torch.int32), operation)
+        except KernelError:
+            continue
+        except Exception as error:
+            cause = error
+        problem = f"the sanitizer does not see a bad {operation} in the interpreter of Triton {triton.__version__}"
+        raise RuntimeError(f"{problem}; it was written for Triton 3.7") from cause
+
+
+@contextmanager
+def sanitized(*outputs: Tensor) -> Iterator[None]:
+    """Checks every launch; arguments that share a storage with one of `outputs` count as outputs."""
+    check_interpreter()
+    with _hooked(*outputs):
+        yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sanitize", action="store_true", help="check every launch of a kernel in Triton's interpreter")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sanitized: every launch in Triton's interpreter is checked")
+    config.addinivalue_line("markers", "unsanitized(reason): no launch is checked, even with --sanitize")
+
+
+@pytest.fixture(autouse=True)
+def _sanitizer(request: pytest.FixtureRequest) -> Iterator[None]:
+    asked = request.config.getoption("sanitize")
+    by_default = launch.interpreted() and request.node.get_closest_marker("sanitized")
+    chosen = (asked or by_default) and not request.node.get_closest_marker("unsanitized")
+    with sanitized() if chosen else nullcontext():
         yield

@@ -8,8 +8,9 @@ import re
 import pytest
 import torch
 import triton
-from sanitizer import KernelError, sanitized
+from sanitizer import KernelError, check_interpreter, sanitized
 from triton import language as tl
+from triton.runtime import interpreter
 
 from srm_triton.kernels import batch_norm, launch, srm_scan
 from srm_triton.kernels.configurations import Configuration
@@ -28,6 +29,12 @@ def lanes_of(size, block: tl.constexpr):
 def clean(x, out, size, block: tl.constexpr):
     lanes, inside = lanes_of(size, block)
     tl.store(out + lanes, tl.load(x + lanes, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def clean_behind_the_end(x, out, size, block: tl.constexpr):
+    lanes, inside = lanes_of(size, block)
+    tl.store(out + lanes, tl.load(x + lanes, mask=inside, other=0.0))
 
 
 @triton.jit
@@ -290,11 +297,80 @@ def test_a_clean_kernel():
     assert torch.equal(out, NUMBERS)
 
 
+@pytest.mark.parametrize("block", [1, 4])
+def test_masked_lanes_with_other(block):
+    out = torch.ones(12)
+    with sanitized(out):
+        clean_behind_the_end[(12 // block,)](NUMBERS, out, 10, block=block)
+    assert out.tolist() == [*range(1, 11), 0, 0]
+
+
+@pytest.mark.unsanitized("looks at a launch outside of `sanitized`")
 def test_nothing_stays_hooked():
     test_a_clean_kernel()
     out = torch.zeros(10)
     clean[(2,)](NUMBERS, out, 10, block=4)
     assert out.tolist() == [*range(1, 9), 0, 0]
+
+
+@pytest.mark.unsanitized("runs tests that are not sanitized")
+@pytest.mark.parametrize("options", [[], ["--sanitize"]])
+def test_plugin(options, pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+        import torch
+        import triton
+        from triton import language as tl
+
+        @triton.jit
+        def stray(x, out, size, block: tl.constexpr):
+            lanes = tl.arange(0, block)
+            value = tl.load(x + lanes)  # defect
+            tl.store(out + lanes, value, mask=lanes < size)
+
+        def run():
+            stray[(1,)](torch.ones(8)[:6], torch.zeros(6), 6, block=8)
+
+        def test_plain():
+            run()
+
+        @pytest.mark.sanitized
+        def test_marked():
+            run()
+
+        @pytest.mark.unsanitized("strays by intention")
+        def test_excepted():
+            run()
+        """
+    )
+    result = pytester.runpytest("-p", "sanitizer", *options)
+    result.assert_outcomes(passed=1 if options else 2, failed=2 if options else 1)
+    message = "*KernelError: stray, program (0, 0, 0), test_plugin.py:9 `*# defect`: reads `x` at offset 6, where *"
+    result.stdout.fnmatch_lines([message] * (2 if options else 1))
+
+
+def without_a_name(monkeypatch):
+    monkeypatch.delattr(interpreter, "_patch_lang")
+
+
+def without_the_hooks(monkeypatch):
+    executor = interpreter.GridExecutor
+
+    def run(self, *args, grid, warmup, **options):
+        executor(self.rewrite(), self.arg_names, grid)(*args, **options)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", run)
+
+
+@pytest.mark.unsanitized("changes the interpreter")
+@pytest.mark.parametrize("change", [without_a_name, without_the_hooks])
+def test_another_interpreter_is_refused(change, monkeypatch):
+    change(monkeypatch)
+    check_interpreter.cache_clear()
+    message = rf"does not see a bad load in the interpreter of Triton {triton.__version__}"
+    with pytest.raises(RuntimeError, match=message), sanitized():
+        pass
 
 
 def test_bfloat16_is_rounded_to_nearest_even():
@@ -340,6 +416,20 @@ def test_the_scan_is_clean(steps, time_axis, dtype):
         srm_scan.backward(grad[..., :1].expand_as(grad), current, states, None, weight_path, time_path, **constants)
         srm_scan.backward(grad, strided, states, label_steps, weight_path, None, **constants)
         srm_scan.backward(grad, current, states, label_steps.mT.contiguous().mT, None, time_path, **constants)
+
+
+def test_a_split_that_holds_part_of_one_tile_is_clean(monkeypatch):
+    monkeypatch.setattr(launch, "interpreted", lambda: False)  # tiles as on a GPU: many splits of few tiles
+    for name, value in (("TILE", 64), ("WHOLE", 128), ("MAX_SPLITS", 4)):
+        monkeypatch.setattr(batch_norm, name, value)
+    inputs = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))
+    tile = batch_norm._tile_of(inputs)
+    start_of_last = (tile.splits - 1) * tile.tiles * tile.block_samples
+    assert start_of_last < 70 < start_of_last + tile.block_samples
+    outputs, statistics = torch.empty_like(inputs), torch.empty(3, 3)
+    with sanitized(outputs, statistics):
+        batch_norm.forward(inputs, None, None, outputs, statistics, 1e-5, 70)
+    torch.testing.assert_close(statistics[0], inputs.mean(0), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -294,8 +294,7 @@ def test_opcheck(dtype, device):
     parameters = DEFAULT.to_list()
     for steps, time_axis, backend in ((20, 0, "reference"), (5, 1, "auto"), (18, 1, "triton")):
         current = torch.randn(2, steps, 3, device=device).to(dtype) + 1
-        leaf = current.clone().requires_grad_()
-        torch.library.opcheck(_scan, (leaf, parameters, time_axis, True, backend))
+        torch.library.opcheck(_scan, (current, parameters, time_axis, True, backend))
         torch.library.opcheck(_trace, (current, parameters, time_axis, backend))
         states = _scan(current, parameters, time_axis, True, backend)[1]
         label_steps = torch.ones(2, 3, dtype=torch.int32, device=device) if time_axis else None
@@ -307,9 +306,7 @@ def test_opcheck(dtype, device):
 def test_second_derivatives_are_refused(device):
     current = torch.ones(1, 5, 1, device=device, requires_grad=True)
     (first,) = torch.autograd.grad(srm_scan(current).sum(), current, create_graph=True)
-    with pytest.raises(
-        RuntimeError, match="srm_scan cannot be differentiated twice: its gradient is a rule, not a deriv"
-    ):
+    with pytest.raises(RuntimeError, match="srm_scan cannot be differentiated twice: the first gradient has a rule"):
         first.sum().backward()
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_size, check_tensor
+from srm_triton.functions import Function, Gradients, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
 Gradient = Literal["exact", "seed"]
@@ -167,23 +168,60 @@ def _allocate_backward(
     return torch.empty_like(inputs), statistics.new_empty((2, inputs.shape[1 - dim]))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    matrix, weight, bias, ctx.dim, ctx.eps, _, ctx.gradient_correction, ctx.backend = inputs
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(matrix, weight, output[1])
+def _map(op: Any, *feature_axes: int | None) -> None:
+    """Teaches an op to run under `torch.vmap`: the mapped matrices stand side by side, as more features of one.
+
+    Args:
+        op: its tensors come first, and then `dim`.
+        feature_axes: of each tensor; None stands for 1 - dim.
+    """
+
+    def mapped(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], Any]:
+        feature_axis = 1 - arguments[len(feature_axes)]
+
+        def join(tensor: Tensor | None, dim: int | None, axis: int | None) -> Tensor | None:
+            axis = feature_axis if axis is None else axis
+            if tensor is None:
+                return None
+            if dim is None:
+                tensor, dim = tensor.expand(info.batch_size, *tensor.shape), 0
+            return tensor.movedim(dim, axis).flatten(axis, axis + 1)
+
+        def split(result: Tensor, axis: int) -> Tensor:
+            return result.unflatten(axis, (info.batch_size, result.shape[axis] // info.batch_size))
+
+        joined = map(join, arguments, in_dims, feature_axes)  # ends with the tensors
+        results = op(*joined, *arguments[len(feature_axes) :])
+        return tuple(map(split, results, (feature_axis, 1))), (feature_axis, 1)
+
+    op.register_vmap(mapped)
 
 
-def _differentiate(ctx: Any, grad_outputs: Tensor, grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
-    inputs, weight, statistics = ctx.saved_tensors
-    grad_inputs, grad_affine = _backward(
-        grad_outputs, inputs, weight, statistics, ctx.dim, ctx.eps, ctx.gradient_correction, ctx.backend
-    )
-    grad_weight = None if weight is None else grad_affine[0].to(weight.dtype)
-    grad_bias = None if ctx.bias_dtype is None else grad_affine[1].to(ctx.bias_dtype)
-    return grad_inputs, grad_weight, grad_bias, None, None, None, None, None
+_map(_normalise, None, 0, 0)
+_map(_backward, None, None, 0, 1)
 
 
-_normalise.register_autograd(_differentiate, setup_context=_setup_context)
+class _BatchNorm(Function):
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return _normalise(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        matrix, weight, bias, dim, eps, _, gradient_correction, backend = inputs
+        ctx.constants = dim, eps, gradient_correction, backend
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(matrix, weight, output[1])
+
+    @staticmethod
+    @once_differentiable("batch_norm")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_outputs: Tensor, _: Tensor) -> Gradients:
+        weight = saved[1]
+        grad_inputs, grad_affine = _backward(grad_outputs, *saved, *ctx.constants)
+        grad_weight = None if weight is None else grad_affine[0].to(weight.dtype)
+        grad_bias = None if ctx.bias_dtype is None else grad_affine[1].to(ctx.bias_dtype)
+        return grad_inputs, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
@@ -280,7 +318,7 @@ def _checked_normalise(
             f"got {list(inputs.shape)}"
         )
     gradient_correction = correction if gradient == "exact" else 0
-    outputs, statistics = _normalise(
+    outputs, statistics = _BatchNorm.apply(
         inputs, weight, bias, dim, float(eps), correction, gradient_correction, requested_backend()
     )
     return outputs, statistics

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend
 from srm_triton.checks import check_labels, check_number, check_pair, check_same, check_size, check_tensor, time_axes
-from srm_triton.ops.srm_scan import needs_gradient, scan_backward, scan_forward, srm_trace
-from srm_triton.parameters import SRMParameters, check_parameters
+from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.ops.srm_scan import needs_gradient, resolve_parameters, scan_backward, scan_forward, srm_trace
+from srm_triton.parameters import SRMParameters
 
 LABEL_SPIKE_RISE = 0.05
 
@@ -75,10 +76,11 @@ class _Conv2d:
         return gradients
 
 
-class _SpikingAffine(torch.autograd.Function):
+class _SpikingAffine(Function):
+    """Returns the spikes to learn from and what the backward needs; with labels, last, the neurons' own spikes."""
+
     @staticmethod
     def forward(
-        ctx: Any,
         inputs: Tensor,
         weight: Tensor,
         labels: Tensor | None,
@@ -88,26 +90,31 @@ class _SpikingAffine(torch.autograd.Function):
         time_gradient_scale: float,
         keep: bool,
         backend: str,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         mapped = affine.forward(_distinct(inputs, time_axis), weight)
         current = _repeat(mapped, inputs, time_axis)
         spikes, states = scan_forward(current, parameters, time_axis, keep)
-        label_steps = None if labels is None else _label_steps(current, labels, parameters, time_axis)
-        ctx.save_for_backward(inputs, weight, mapped, states, label_steps)
-        ctx.constants = affine, parameters, time_axis, time_gradient_scale, backend
-        if label_steps is None:
-            return spikes
-        ctx.mark_non_differentiable(spikes)
-        return _add_label_spikes(spikes, label_steps, time_axis), spikes
+        if labels is None:
+            return spikes, mapped, states
+        label_steps = _label_steps(current, labels, parameters, time_axis)
+        return _add_label_spikes(spikes, label_steps, time_axis), mapped, states, label_steps, spikes
 
     @staticmethod
-    def backward(ctx: Any, grad_spikes: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight, mapped, states, label_steps = ctx.saved_tensors
-        affine, parameters, time_axis, time_gradient_scale, backend = ctx.constants
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, mapped, states, *labelled = output
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:2], mapped, states, labelled[0] if labelled else None)
+        *ctx.constants, _, ctx.backend = inputs[3:]
+
+    @staticmethod
+    @once_differentiable("spiking layers")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_spikes: Tensor, *_: Tensor) -> Gradients:
+        inputs, weight, mapped, states, label_steps = saved
+        affine, parameters, time_axis, time_gradient_scale = ctx.constants
         time_path, weight_path = ctx.needs_input_grad[:2]
         current = _repeat(mapped, inputs, time_axis)
         grad_weight_path, grad_time_path = scan_backward(
-            grad_spikes, current, states, label_steps, parameters, time_axis, weight_path, time_path, backend
+            grad_spikes, current, states, label_steps, parameters, time_axis, weight_path, time_path, ctx.backend
         )
         grad_inputs = grad_weight = None
         if time_path:
@@ -116,8 +123,7 @@ class _SpikingAffine(torch.autograd.Function):
             if _repeats(inputs, time_axis):
                 grad_weight_path = grad_weight_path.sum(time_axis, keepdim=True)
             grad_weight = affine.weight_gradient(grad_weight_path, _distinct(inputs, time_axis), weight)
-        gradients = refuse_second_derivatives((grad_inputs, grad_weight), (inputs, weight))
-        return *gradients, None, None, None, None, None, None, None
+        return grad_inputs, grad_weight, None, None, None, None, None, None, None
 
 
 def _repeats(inputs: Tensor, time_axis: int) -> bool:
@@ -137,36 +143,15 @@ def _repeat(current: Tensor, inputs: Tensor, time_axis: int) -> Tensor:
     return current.expand(shape)
 
 
-class _OnceDifferentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError("spiking layers cannot be differentiated twice: their gradient is a rule, not a derivative")
-
-
-def refuse_second_derivatives(
-    gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """Ties the gradients that a backward returns to what they depend on, by a node that raises an error.
-
-    Without it a second derivative would lack the parts that pass through intermediate values, and nobody would notice.
-    """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled in a backward by create_graph=True
-        return tuple(gradients)
-    return tuple(None if g is None else _OnceDifferentiable.apply(g.detach(), *sources) for g in gradients)
-
-
 def _label_steps(current: Tensor, labels: Tensor, parameters: SRMParameters, time_axis: int) -> Tensor:
     """The step of each neuron's label spike, int32 [batch, out_features]; −1 where there is none."""
     steps = torch.arange(current.shape[time_axis], dtype=torch.int32, device=labels.device)
     sample = torch.arange(labels.shape[0], device=labels.device)
-    labelled = current.movedim(time_axis, 1)[sample, :, labels]
-    rises = srm_trace(labelled, parameters).membrane_change > LABEL_SPIKE_RISE
+    currents = current.movedim(time_axis, 1)[sample, :, labels]
+    rises = srm_trace(currents, parameters).membrane_change > LABEL_SPIKE_RISE
     last = F.pad(steps.where(rises, -1), (1, 0), value=-1).amax(1)  # padded, as there may be no step
-    return torch.where(F.one_hot(labels, current.shape[2]) == 1, last[:, None], -1)
+    labelled = labels[:, None] == torch.arange(current.shape[2], device=labels.device)
+    return torch.where(labelled, last[:, None], -1)
 
 
 def _add_label_spikes(spikes: Tensor, label_steps: Tensor, time_axis: int) -> Tensor:
@@ -183,7 +168,7 @@ def _apply(
     parameters: SRMParameters | None,
     time_gradient_scale: float,
     batch_first: bool,
-) -> Any:
+) -> tuple[Tensor, ...]:
     check_number("time_gradient_scale", time_gradient_scale, 0)
     time_axis = 1 if batch_first else 0
     device = inputs.device.type
@@ -191,17 +176,18 @@ def _apply(
         dtype = torch.get_autocast_dtype(device)
         inputs, weight = _convert(inputs, dtype, time_axis), weight.to(dtype)
     check_same("inputs", inputs, "weight", weight)
-    return _SpikingAffine.apply(
+    outputs: tuple[Tensor, ...] = _SpikingAffine.apply(
         inputs,
         weight,
         labels,
         affine,
-        check_parameters(parameters),
+        resolve_parameters(parameters),
         time_axis,
         float(time_gradient_scale),
         needs_gradient(inputs, weight),
         requested_backend(),
     )
+    return outputs
 
 
 def _convert(inputs: Tensor, dtype: torch.dtype, time_axis: int) -> Tensor:
@@ -268,11 +254,10 @@ def srm_linear(
     check_tensor("weight", weight, "[out_features, in_features]")
     check_size("inputs", inputs, 2, weight.shape[1], "in_features of weight")
     if labels is None:
-        spikes: Tensor = _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)
-        return spikes
+        return _apply(inputs, weight, None, _Linear(), parameters, time_gradient_scale, batch_first)[0]
     check_labels(labels, "inputs", inputs, inputs.shape[0 if batch_first else 1], weight.shape[0])
-    training_spikes, spikes = _apply(inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first)
-    return LabelledSpikes(spikes, training_spikes)
+    outputs = _apply(inputs, weight, labels, _Linear(), parameters, time_gradient_scale, batch_first)
+    return LabelledSpikes(spikes=outputs[-1], training_spikes=outputs[0])
 
 
 def srm_conv2d(
@@ -319,5 +304,4 @@ def srm_conv2d(
     affine = _Conv2d(
         check_pair("stride", stride, 1), check_pair("padding", padding, 0), check_pair("dilation", dilation, 1), groups
     )
-    spikes: Tensor = _apply(inputs, weight, None, affine, parameters, time_gradient_scale, batch_first)
-    return spikes
+    return _apply(inputs, weight, None, affine, parameters, time_gradient_scale, batch_first)[0]

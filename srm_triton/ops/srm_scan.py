@@ -31,6 +31,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_tensor, time_axes
+from srm_triton.functions import Function, Gradients, once_differentiable
 from srm_triton.kernels import SRM_SCAN_CHUNK, native
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import SRMParameters, check_parameters
@@ -263,25 +264,47 @@ def _allocate_backward(
     return grad_weight_path, grad_time_path
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    current, ctx.parameters, ctx.time_axis, _, ctx.backend = inputs
-    ctx.save_for_backward(current, output[1])
+def _map(op: Any) -> None:
+    """Teaches an op to run under `torch.vmap`: a mapped axis is one more axis of neurons, the last."""
+
+    def mapped(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], Any]:
+        def put_last(argument: Any, dim: int | None) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            if dim is None:
+                return argument.unsqueeze(-1).expand(*argument.shape, info.batch_size)
+            return argument.movedim(dim, -1)
+
+        results = op(*map(put_last, arguments, in_dims))
+        # one that was not asked for has a single axis, of length 0
+        return results, tuple(result.dim() - 1 if result.dim() > 1 else None for result in results)
+
+    op.register_vmap(mapped)
 
 
-def _differentiate(ctx: Any, grad_spikes: Tensor, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    current, states = ctx.saved_tensors
-    grad_weight_path, _ = _scan_backward(
-        grad_spikes, current, states, None, ctx.parameters, ctx.time_axis, True, False, ctx.backend
-    )
-    return grad_weight_path, None, None, None, None
+_map(_scan)
+_map(_trace)
+_map(_scan_backward)
 
 
-def _refuse_second_derivatives(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError("srm_scan cannot be differentiated twice: its gradient is a rule, not a derivative")
+class _Scan(Function):
+    @staticmethod
+    def forward(
+        current: Tensor, parameters: SRMParameters, time_axis: int, keep_states: bool, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        return _scan(current, parameters.to_list(), time_axis, keep_states, backend)
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        current, *constants, _, backend = inputs
+        ctx.constants = *constants, True, False, backend
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(current, output[1])
 
-_scan.register_autograd(_differentiate, setup_context=_setup_context)
-_scan_backward.register_autograd(_refuse_second_derivatives)
+    @staticmethod
+    @once_differentiable("srm_scan")
+    def backward(ctx: Any, saved: tuple[Tensor, Tensor], grad_spikes: Tensor, _: Tensor) -> Gradients:
+        return scan_backward(grad_spikes, *saved, None, *ctx.constants)[0], None, None, None, None
 
 
 # Public functions
@@ -327,7 +350,8 @@ def srm_scan(current: Tensor, parameters: SRMParameters | None = None, *, batch_
     """
     parameters, time_axis = _check(current, parameters, batch_first)
     keep_states = needs_gradient(current)
-    return scan_forward(current, parameters, time_axis, keep_states)[0]
+    spikes: Tensor = _Scan.apply(current, parameters, time_axis, keep_states, requested_backend())[0]
+    return spikes
 
 
 def srm_trace(current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> SRMTrace:
@@ -384,15 +408,23 @@ def scan_backward(
     return grad_weight_path, grad_time_path
 
 
+def resolve_parameters(parameters: SRMParameters | None) -> SRMParameters:
+    """Returns the constants, the default ones for None, for use in an autograd function."""
+    parameters = check_parameters(parameters)
+    if torch.compiler.is_compiling():
+        parameters.to_list()  # with dynamic=True, floats read first in one such function are lost to the next
+    return parameters
+
+
 def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether a backward may follow; an exported program has none."""
+    """Whether a backward may follow; an exported program has none, and transforms hide what needs one."""
     return (
         torch.is_grad_enabled()
-        and any(tensor.requires_grad for tensor in tensors)
+        and (any(tensor.requires_grad for tensor in tensors) or torch._C._are_functorch_transforms_active())
         and not torch.compiler.is_exporting()
     )
 
 
 def _check(current: Tensor, parameters: SRMParameters | None, batch_first: bool) -> tuple[SRMParameters, int]:
     check_tensor("current", current, time_axes(batch_first, "..."))
-    return check_parameters(parameters), 1 if batch_first else 0
+    return resolve_parameters(parameters), 1 if batch_first else 0

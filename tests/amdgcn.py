@@ -1,0 +1,30 @@
+"""Reads what LLVM made of a kernel for an AMD GPU, from its assembly, as sass.py reads what ptxas made of one."""
+
+import re
+
+UNITS = {"byte": 1, "short": 2, "dword": 4}
+
+
+def resources(assembly: str) -> dict[str, int]:
+    """Vector registers of a thread, and the bytes of registers that do not fit."""
+    notes = {key: int(value) for key, value in re.findall(r"\.(\w+): +(\d+)$", assembly, re.MULTILINE)}
+    spills = notes["private_segment_fixed_size"] + 4 * (notes["sgpr_spill_count"] + notes["vgpr_spill_count"])
+    return {"registers": notes["vgpr_count"], "spills": spills}
+
+
+def accesses(assembly: str) -> list[tuple[str, int]]:
+    """The global loads and stores in order, with the bytes that each moves for a thread."""
+    found = re.findall(r"\b(?:buffer|global|flat)_(load|store)_(\w+)", assembly)
+    return [(name, _width(suffix)) for name, suffix in found]
+
+
+def _width(suffix: str) -> int:
+    if bits := re.search(r"[bui](\d+)$", suffix):
+        return int(bits[1]) // 8
+    unit, count = re.search(r"(byte|short|dword)(?:x(\d))?", suffix).groups()
+    return UNITS[unit] * int(count or 1)
+
+
+def fused(assembly: str) -> int:
+    """The number of multiply-adds that round once."""
+    return len(re.findall(r"\bv_(?:pk_|dual_)?(?:fma|fmac|mac)_", assembly))

@@ -1,0 +1,199 @@
+"""Several processes: killed ones lose nothing that they had finished, and those that train together stay together.
+
+A server that has imported everything forks them, so that a new one takes milliseconds.
+"""
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # which PyTorch imports anyway, but only as a process runs its first operation
+from test_tuning import entry
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from srm_triton import SpikeAvgPool2d, SRMConv2d, SRMLinear, count_loss, training
+from srm_triton.data import LabelledImages
+from srm_triton.files import partial
+from srm_triton.training import TrainingConfig, TrainingRun, load_checkpoint
+from srm_triton.tuning import Entry, TuningCache
+
+Start = Callable[..., BaseProcess]
+
+
+@pytest.fixture(scope="module")
+def start() -> Start:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+
+    def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+        process = context.Process(target=function, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    return start
+
+
+# Tuning
+
+
+def entry_of(writer: int, number: int) -> Entry:
+    anyones = entry(number)
+    return anyones._replace(case=anyones.case._replace(device=f"writer {writer}"))
+
+
+def tune_without_end(path: Path, writer: int, finished: Connection) -> None:
+    for number in itertools.cycle(range(64)):
+        TuningCache(path).update([entry_of(writer, number)])
+        finished.send(number)
+
+
+def everything_from(connection: Connection) -> Iterator[int]:
+    while True:
+        try:
+            yield connection.recv()
+        except EOFError:
+            return
+
+
+def test_tuning_keeps_what_killed_processes_had_finished(start, tmp_path):
+    moments = random.Random(0)
+    cache = TuningCache(tmp_path / "tuning.json")
+    finished: set[Entry] = set()
+    for number in range(0, 9, 3):
+        writers = {}
+        for writer in range(number, number + 3):
+            reader, sender = multiprocessing.Pipe(duplex=False)
+            writers[writer] = start(tune_without_end, cache.path, writer, sender), reader
+            sender.close()
+        for process, reader in writers.values():
+            reader.poll(None)  # until there is a first entry
+            time.sleep(moments.uniform(0, 0.03))
+            cache.read()  # an error, if the file is damaged
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+        for writer, (_, reader) in writers.items():
+            finished |= {entry_of(writer, number) for number in everything_from(reader)}
+        assert finished <= set(cache.read())
+    assert {path.name for path in tmp_path.iterdir()} <= {"tuning.json", "tuning.json.lock", ".tuning.json.partial"}
+
+
+# Training
+
+
+def train_or_resume(folder: Path) -> None:
+    tqdm.set_lock(threading.RLock())  # its own would outlive a killed process
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(80, 8, 8, generator=generator), torch.arange(80) % 10
+    data = LabelledImages(images[:60], labels[:60], images[60:], labels[60:], classes=10)
+    path = folder / training.CHECKPOINT
+    if path.exists():
+        run = TrainingRun.resume(load_checkpoint(path), data, torch.device("cpu"))
+    else:
+        config = TrainingConfig(hidden=(12,), steps=4, epochs=40, batch_size=16)
+        run = TrainingRun.start(config, data, torch.device("cpu"))
+    training.train(run, folder)
+
+
+def wait_for_writing(path: Path, process: BaseProcess) -> None:
+    def state() -> list[tuple[int, int] | None]:
+        stats = []
+        for file in (path, partial(path)):
+            try:
+                stats.append((os.stat(file).st_size, os.stat(file).st_mtime_ns))
+            except FileNotFoundError:
+                stats.append(None)
+        return stats
+
+    before = state()
+    while state() == before and process.is_alive():
+        pass
+
+
+def test_training_killed_again_and_again_ends_as_if_it_never_was(start, tmp_path):
+    moments = random.Random(0)
+    checkpoints = [tmp_path / name / training.CHECKPOINT for name in ("whole", "killed")]
+    for path in checkpoints:
+        path.parent.mkdir()
+    undisturbed = start(train_or_resume, checkpoints[0].parent)
+    path = checkpoints[1]
+    epochs = [0]
+    for _ in range(7):
+        process = start(train_or_resume, path.parent)
+        for _ in range(moments.randrange(1, 9)):  # a checkpoint makes several: a file appears, grows, takes a place
+            wait_for_writing(path, process)
+        time.sleep(moments.choice((0, moments.uniform(0, 0.02))))
+        process.kill()
+        process.join()
+        epochs.append(len(load_checkpoint(path).history) if path.exists() else 0)
+    assert epochs == sorted(epochs) and epochs[3] < epochs[-1] < 40  # it got further, and was killed before the end
+    resumed = start(train_or_resume, path.parent)
+    for process in (undisturbed, resumed):
+        process.join(300)
+        assert process.exitcode == 0
+    expected, result = map(load_checkpoint, checkpoints)
+    assert result.history == expected.history and len(result.history) == 40
+    assert torch.equal(result.random_state, expected.random_state)
+    for name, value in expected.model.items():
+        assert torch.equal(result.model[name], value)
+
+
+# Training on several devices
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    convolution = SRMConv2d(1, 4, 3, padding="same", dtype=torch.float64)
+    return nn.Sequential(convolution, SpikeAvgPool2d(2), nn.Flatten(2), SRMLinear(36, 4, dtype=torch.float64))
+
+
+def train_on_part(rank: int, ranks: int, static_graph: bool, folder: Path) -> None:
+    """20 steps on one of `ranks` parts of each batch, together with the processes that take the others."""
+    model: nn.Module = network()
+    if ranks > 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+        )
+        model = DistributedDataParallel(model, static_graph=static_graph)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(20):
+        images = torch.rand(8, 1, 1, 6, 6, dtype=torch.float64, generator=generator).expand(-1, 8, -1, -1, -1)
+        labels = torch.randint(4, (8,), generator=generator)
+        part = slice(rank, None, ranks)
+        loss = count_loss(model(images[part]), labels[part], desired=4, undesired=1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    torch.save((torch.stack(losses), list(model.parameters())), folder / f"{rank} of {ranks}.pt")
+
+
+@pytest.mark.parametrize("static_graph", [False, True])
+def test_two_processes_train_as_one(static_graph, start, tmp_path):
+    processes = [start(train_on_part, *task, static_graph, tmp_path) for task in ((0, 1), (0, 2), (1, 2))]
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    (losses, one), (losses_0, rank_0), (losses_1, rank_1) = (
+        torch.load(tmp_path / name) for name in ("0 of 1.pt", "0 of 2.pt", "1 of 2.pt")
+    )
+    assert all(map(torch.equal, rank_0, rank_1))
+    torch.testing.assert_close(rank_0, one, rtol=1e-14, atol=1e-16)
+    assert not torch.equal(losses_0, losses_1)  # the data differ
+    torch.testing.assert_close((losses_0 + losses_1) / 2, losses, rtol=1e-15, atol=0)

@@ -1,0 +1,368 @@
+"""What PyTorch offers to modules, with all of the package's in one network: compiler, exporter, threads, copies."""
+
+import copy
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from test_srm_scan import BACKENDS
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+
+from srm_triton import (
+    BatchNorm1d,
+    LabelledSpikes,
+    SpikeAvgPool2d,
+    SRMConv2d,
+    SRMLinear,
+    SRMNeuron,
+    SRMParameters,
+    batch_norm,
+    count_loss,
+    srm_linear,
+    srm_scan,
+    srm_trace,
+    use_backend,
+)
+
+EARLY = SRMParameters(threshold=0.1)
+
+
+class Network(nn.Module):
+    """Every module of the package; inputs are [batch, 16, time]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalisation = BatchNorm1d(16)
+        self.neurons = nn.Sequential(nn.Linear(16, 16), SRMNeuron(EARLY))
+        convolution = SRMConv2d(1, 4, 3, padding="same", parameters=EARLY)
+        self.convolution = nn.Sequential(nn.Unflatten(2, (1, 4, 4)), convolution, SpikeAvgPool2d(2), nn.Flatten(2))
+        self.hidden = SRMLinear(16, 8, EARLY, weight_norm=False)
+        self.output = SRMLinear(8, 3, EARLY)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.hidden(self.convolution(self.neurons(self.normalisation(inputs).transpose(1, 2))))
+        return self.output(hidden)
+
+
+def network(seed: int = 0, device: torch.device | None = None) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network().to(device)
+
+
+def data(batch: int, steps: int, seed: int = 0, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.rand(batch, 16, steps, generator=generator).to(device), (torch.arange(batch) % 3).to(device)
+
+
+def run(model: nn.Module, inputs: Tensor, labels: Tensor) -> list[Tensor]:
+    """Spikes and gradients."""
+    model.zero_grad()
+    spikes = model(inputs)
+    count_loss(spikes, labels, desired=inputs.shape[2], undesired=0).backward()
+    return [spikes.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+def train(model: nn.Module, steps: int, device: torch.device) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for step in range(steps):
+        run(model, *data(4, 6, step, device))
+        optimizer.step()
+
+
+def same(results: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
+
+
+def test_the_network_of_these_tests_is_awake(device):
+    spikes, *gradients = run(network(device=device), *data(5, 7, device=device))
+    assert 0.1 < spikes.mean() < 0.5 and all(gradient.count_nonzero() > gradient.numel() / 2 for gradient in gradients)
+
+
+# Compiler and exporter
+
+ignores_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@ignores_warnings
+def test_compiled_once_for_all_batches_and_times(device):
+    model = network(device=device)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, steps in ((3, 6), (4, 9), (7, 20)):
+        inputs, labels = data(batch, steps, device=device)
+        with torch.compiler.set_stance("default" if batch == 3 else "fail_on_recompile"):
+            assert same(run(compiled, inputs, labels), run(model, inputs, labels))
+
+
+@ignores_warnings
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+def test_compiled_by_the_default_backend(device):
+    torch.manual_seed(0)
+    layer = SRMLinear(6, 3, EARLY).to(device)
+    inputs, labels = torch.rand(4, 5, 6, device=device).requires_grad_(), torch.arange(4, device=device) % 3
+
+    def differentiate(function: Callable[..., LabelledSpikes]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        spikes = function(inputs, labels).training_spikes
+        return spikes, torch.autograd.grad(spikes.sum(), [inputs, *layer.parameters()])
+
+    (spikes, gradients), expected = differentiate(torch.compile(layer, fullgraph=True)), differentiate(layer)
+    assert torch.equal(spikes, expected[0]) and spikes.any()
+    torch.testing.assert_close(gradients, expected[1], rtol=1e-6, atol=1e-6)
+
+
+LOADED = """
+import sys, torch, srm_triton
+inputs, expected = torch.load(sys.argv[2])
+outputs = torch.export.load(sys.argv[1]).module()(inputs)
+assert torch.equal(outputs, expected), (outputs - expected).abs().sum()
+"""
+
+
+@ignores_warnings
+def test_exported_and_loaded_by_another_process(tmp_path):
+    model = network()
+    train(model, 2, torch.device("cpu"))
+    model.eval()
+    dynamic = {0: torch.export.Dim("batch", min=1, max=64), 2: torch.export.Dim("steps", min=2, max=512)}
+    program = torch.export.export(model, (data(4, 6)[0],), dynamic_shapes=(dynamic,))
+    torch.export.save(program, tmp_path / "program.pt2")
+    inputs, _ = data(7, 20, seed=1)
+    expected = model(inputs)
+    assert 0.01 < expected.mean() < 0.5
+    torch.save((inputs, expected), tmp_path / "expected.pt")
+    subprocess.run([sys.executable, "-c", LOADED, tmp_path / "program.pt2", tmp_path / "expected.pt"], check=True)
+
+
+# torch.func
+
+
+def assert_close(results: dict[str, Tensor], expected: list[dict[str, Tensor]], tolerance: float) -> None:
+    """Compares what is stacked with what came one after the other."""
+    for name, result in results.items():
+        stacked = torch.stack([one[name] for one in expected])
+        assert stacked.count_nonzero()
+        torch.testing.assert_close(result, stacked, rtol=tolerance, atol=tolerance * stacked.abs().max().item())
+
+
+def loss_of(parameters: dict[str, Tensor], model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    spikes = functional_call(model, parameters, (inputs,))
+    return count_loss(spikes, labels, desired=inputs.shape[2], undesired=0)
+
+
+def gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    run(model, inputs, labels)
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_each_sample(backend, device):
+    model = network(device=device).eval()  # in training the normalisation mixes samples
+    inputs, labels = data(3, 20, device=device)
+    expected = [gradient(model, *sample) for sample in zip(inputs.split(1), labels.split(1), strict=True)]
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    with use_backend(backend):
+        results = vmap(grad(lambda p, *sample: loss_of(p, model, *sample)), in_dims=(None, 0, 0))(
+            parameters, inputs[:, None], labels[:, None]
+        )
+    assert_close(results, expected, 3e-6)  # up to 2e-6, interpreted
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_networks_at_once(backend, device):
+    models = [network(seed, device).eval() for seed in range(3)]
+    arguments = data(3, 20, device=device)
+    expected = [gradient(model, *arguments) for model in models]
+    parameters, buffers = stack_module_state(models)
+
+    def losses(parameters: dict[str, Tensor]) -> Tensor:
+        return vmap(lambda p, b: loss_of({**p, **b}, models[0], *arguments))(parameters, buffers).sum()
+
+    with use_backend(backend):
+        results = grad(losses)(parameters)
+    assert_close(results, expected, 3e-6)  # up to 2e-6, interpreted
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_label_spikes_of_each_sample(batch_first, device):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(6, 9, 5, dtype=torch.float64, generator=generator).to(device)
+    weight = (0.4 * torch.randn(3, 5, dtype=torch.float64, generator=generator)).to(device).requires_grad_()
+    labels = torch.arange(6, device=device) % 3
+    outputs = srm_linear(inputs, weight, labels=labels)
+    scale = torch.randn(6, 9, 3, dtype=torch.float64, generator=generator).to(device)
+    (expected,) = torch.autograd.grad((outputs.training_spikes * scale).sum(), weight)
+
+    def loss(weight: Tensor, inputs: Tensor, label: Tensor, scale: Tensor) -> tuple[Tensor, LabelledSpikes]:
+        sample = inputs[None] if batch_first else inputs[:, None]
+        result = srm_linear(sample, weight, labels=label[None], batch_first=batch_first)
+        result = LabelledSpikes(*(spikes.flatten(0, 1) for spikes in result))
+        return (result.training_spikes * scale).sum(), result
+
+    gradients, results = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0, 0))(weight, inputs, labels, scale)
+    assert all(map(torch.equal, results, outputs)) and not torch.equal(*results)
+    torch.testing.assert_close(gradients.sum(0), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mapped", [0, 1, 2, 3])
+def test_mapped_scans(mapped, backend, device):
+    current = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).to(device) + 0.7
+    current = current.movedim(0, mapped)
+    for function in (srm_scan, srm_trace, lambda x: srm_scan(x, batch_first=False), lambda x: srm_scan(x[:, :, 0])):
+        with use_backend(backend):
+            results = vmap(function, in_dims=mapped)(current)
+            expected = [function(one) for one in current.unbind(mapped)]
+        if isinstance(results, Tensor):
+            results, expected = [results], [[one] for one in expected]
+        assert same(list(results), [torch.stack(ones) for ones in zip(*expected, strict=True)])
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (2, None, 1), (None, 0, None), (1, 0, None)])
+def test_mapped_batch_norms(in_dims, dim, backend, device):
+    generator = torch.Generator().manual_seed(0)
+    matrices, weights, biases = (
+        torch.randn(3, *shape, dtype=torch.float64, generator=generator) for shape in ((6, 4), *[((4, 6)[dim],)] * 2)
+    )
+    arguments = [
+        (one[0] if to is None else one.movedim(0, to)).to(device)
+        for one, to in zip((matrices, weights, biases), in_dims, strict=True)
+    ]
+
+    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return grad(lambda *t: batch_norm(*t, dim=dim).pow(3).sum(), argnums=(0, 1, 2))(*tensors)
+
+    with use_backend(backend):
+        results = vmap(gradients, in_dims=in_dims)(*arguments)
+    for i, result in enumerate(zip(*results, strict=True)):
+        leaves = [
+            (one if to is None else one.select(to, i)).detach().requires_grad_()
+            for one, to in zip(arguments, in_dims, strict=True)
+        ]
+        expected = torch.autograd.grad(batch_norm(*leaves, dim=dim).pow(3).sum(), leaves)
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
+FUNCTIONS = {
+    "srm_scan": srm_scan,
+    "batch_norm": lambda x: batch_norm(x[0]).square(),
+    "spiking layers": lambda x: srm_linear(x, torch.ones(2, 3, dtype=x.dtype, device=x.device)),
+}
+
+
+@ignores_warnings
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_cannot_be_differentiated(name, device):
+    inputs = torch.rand(2, 5, 3, dtype=torch.float64, device=device, requires_grad=True)
+
+    def total(x: Tensor) -> Tensor:
+        return FUNCTIONS[name](x).sum()
+
+    message = f"{name} cannot be differentiated twice"
+    (first,) = torch.autograd.grad(total(inputs), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match=message):
+        first.sum().backward()
+    second = grad(lambda x: grad(total)(x).sum())
+    for function, argument in ((second, inputs.detach()), (vmap(second), inputs.detach()[None])):
+        with pytest.raises(RuntimeError, match=message):
+            function(argument)
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        jvp(total, (inputs.detach(),), (torch.ones_like(inputs),))
+
+
+# Copies
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_copies_before_and_after_training(steps, device, tmp_path):
+    model = network(device=device)
+    train(model, steps, device)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    loaded = network(seed=1, device=device)
+    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    arguments = data(5, 7, seed=9, device=device)
+    expected = run(copy.deepcopy(model), *arguments)
+    train(model, 2, device)  # which no copy notices
+    for same_model in (loaded, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        assert same(run(same_model, *arguments), expected)
+    assert not same(run(model, *arguments), expected)
+
+
+def test_copies_of_parameters():
+    for copied in (copy.copy(EARLY), copy.deepcopy(EARLY), pickle.loads(pickle.dumps(EARLY))):
+        assert copied == EARLY and hash(copied) == hash(EARLY) and copied.decays == EARLY.decays
+        with pytest.raises(AttributeError):
+            copied.threshold = 1.0
+
+
+# Numbers
+
+
+def test_deterministic_algorithms(device):
+    """In this mode PyTorch fills fresh memory with NaN, so nothing unwritten may reach a result."""
+    arguments = data(5, 20, device=device)
+    expected = run(network(device=device), *arguments)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for backend in BACKENDS:
+            with use_backend(backend):
+                results = [run(network(device=device), *arguments) for _ in range(2)]
+            assert same(*results) and torch.equal(results[0][0], expected[0])
+            torch.testing.assert_close(results[0], expected, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_channels_last_is_kept(device):
+    torch.manual_seed(0)
+    model = nn.Sequential(SRMConv2d(3, 4, 3, padding="same", parameters=EARLY), SpikeAvgPool2d(2)).to(device)
+    images = torch.rand(2, 5, 3, 6, 6, device=device)
+    rearranged = images.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (2, 5))
+    results = []
+    for inputs in (images, rearranged):
+        leaf = inputs.clone().requires_grad_()
+        outputs = [model[0](leaf)]
+        outputs.append(model[1](outputs[0]))
+        outputs.append(*torch.autograd.grad(outputs[1].square().sum(), leaf))
+        assert leaf.stride() == inputs.stride()
+        results.append(outputs)
+    for expected, result in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+        assert result.count_nonzero() and expected.is_contiguous()
+        assert result.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+# Threads
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sixteen_threads_at_once(backend, device):
+    def work(seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.rand(8, 5, 8, generator=generator).to(device).requires_grad_()
+        spikes = layers[seed](inputs)
+        grad = torch.randn(8, 5, 1024, generator=generator).to(device)  # large enough for threads of its own
+        return [spikes, *torch.autograd.grad(spikes, [inputs, *layers[seed].parameters()], grad)]
+
+    def together(seed: int) -> bool:
+        barrier.wait()
+        return all(
+            same(work(seed), expected[seed]) for _ in range({"reference": 10, "native": 40, "triton": 1}[backend])
+        )
+
+    torch.manual_seed(0)
+    layers = [SRMLinear(8, 1024).to(device) for _ in range(16)]
+    barrier = threading.Barrier(16)
+    with use_backend(backend):
+        expected = [work(seed) for seed in range(16)]
+        with ThreadPoolExecutor(16) as threads:
+            assert all(threads.map(together, range(16)))
+    assert all(spikes.any() for spikes, *_ in expected)
