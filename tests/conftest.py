@@ -18,7 +18,7 @@ def device() -> torch.device:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-target", action="store_true", help="compile the kernels for all eleven GPUs, not five")
+    parser.addoption("--every-target", action="store_true", help="compile the kernels for all eleven GPUs, not two")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,7 +72,7 @@ def test_tuning_keeps_what_killed_processes_had_finished(start, tmp_path):
     moments = random.Random(0)
     cache = TuningCache(tmp_path / "tuning.json")
     finished: set[Entry] = set()
-    for number in range(0, 9, 3):
+    for number in range(0, 6, 3):
         writers = {}
         for writer in range(number, number + 3):
             reader, sender = multiprocessing.Pipe(duplex=False)
@@ -131,7 +131,7 @@ def test_training_killed_again_and_again_ends_as_if_it_never_was(start, tmp_path
     undisturbed = start(train_or_resume, checkpoints[0].parent)
     path = checkpoints[1]
     epochs = [0]
-    for _ in range(7):
+    while epochs[-1] < 4:  # of 40
         process = start(train_or_resume, path.parent)
         for _ in range(moments.randrange(1, 9)):  # a checkpoint makes several: a file appears, grows, takes a place
             wait_for_writing(path, process)
@@ -139,7 +139,7 @@ def test_training_killed_again_and_again_ends_as_if_it_never_was(start, tmp_path
         process.kill()
         process.join()
         epochs.append(len(load_checkpoint(path).history) if path.exists() else 0)
-    assert epochs == sorted(epochs) and epochs[3] < epochs[-1] < 40  # it got further, and was killed before the end
+    assert epochs == sorted(epochs) and epochs[-1] < 40  # no epoch was lost, and it was killed before the end
     resumed = start(train_or_resume, path.parent)
     for process in (undisturbed, resumed):
         process.join(300)

@@ -382,6 +382,7 @@ def test_nothing_is_looked_up_in_the_interpreter_or_by_the_reference(cache):
     assert tuning.loaded() is None
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch.compile
 @pytest.mark.parametrize("time_axis", [0, 1])
 @pytest.mark.parametrize("compile_model", [False, True])
 def test_operations_launch_what_is_found(monkeypatch, device, time_axis, compile_model):
