@@ -8,13 +8,13 @@ import triton
 from triton import language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-_interpreter = threading.RLock()  # it keeps the running program in globals
+_interpreter_lock = threading.RLock()  # Triton's interpreter keeps the running program in globals
 MAX_GRID_Y = 65535  # CUDA's limit on the second and third dimension of a grid
 
 
 @triton.jit
 def _probe():
-    pass
+    """Shows how Triton was told to run kernels."""
 
 
 def interpreted() -> bool:
@@ -37,5 +37,5 @@ def scalars(dtype: torch.dtype, values: tuple[float, ...]) -> tuple:
 
 
 def device_of(tensor: torch.Tensor) -> AbstractContextManager:
-    """A context in which Triton launches on the tensor's device and that device's current stream."""
-    return _interpreter if interpreted() else torch.cuda.device_of(tensor)
+    """A context in which Triton launches on the tensor's device and its stream; one thread at a time interprets."""
+    return _interpreter_lock if interpreted() else torch.cuda.device_of(tensor)

@@ -111,7 +111,7 @@ def backward(
     x = _readable(current, like, time_axis)
     grad = _readable(grad_spikes, like, time_axis)
     if label_steps is not None:
-        label_steps = outer_time_inner(label_steps.unsqueeze(time_axis), like, time_axis).contiguous()
+        label_steps = outer_time_inner(label_steps.unsqueeze(time_axis), like, time_axis).to(torch.int32).contiguous()
     tensors = (grad_weight_path, grad_time_path)
     results = [_writable(tensor, x, time_axis) for tensor in tensors]
     threads = _number_of_threads(x)

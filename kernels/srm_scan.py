@@ -307,7 +307,7 @@ def backward(
     gradient_constants: tuple[float, ...],
     configuration: Configuration | None = None,
 ) -> None:
-    """Fills the gradients that are given, which are laid out alike; `label_steps` is int32 [*neurons].
+    """Fills the gradients that are given, which are laid out alike; `label_steps` is int32 [*neurons], −1: none.
 
     `gradient_constants` are the rise c·(a_m − a_s) of the weight path and the limits of the two slopes.
     Without a `configuration` the usual one serves.

@@ -91,7 +91,7 @@ def check_pair(name: str, value: Any, smallest: int) -> tuple[int, int]:
 def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> None:
     """Checks that `labels` are int64 [batch], in 0 … classes − 1, on the device of `reference`.
 
-    On a GPU, in compiled code and within transforms of `torch.func`, the range is left to the indexing.
+    On a GPU, in compiled code and within transforms of `torch.func`, the range is left to `mark_labels`.
 
     Raises:
         TypeError: for anything but an int64 tensor.
@@ -110,6 +110,12 @@ def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise ValueError(f"labels must lie in 0 … {classes - 1}, got values from {low} to {high}")
+
+
+def mark_labels(labels: Tensor, classes: int) -> Tensor:
+    """Returns a mask, [batch, classes], of each sample's label; PyTorch raises an error for a label out of range."""
+    marks = torch.zeros(labels.shape[0], classes, dtype=torch.bool, device=labels.device)
+    return marks.scatter(1, labels[:, None], True)
 
 
 def time_axes(batch_first: bool, rest: str) -> str:

@@ -1,4 +1,4 @@
-"""Autograd functions with a rule in place of a derivative, for autograd and for the transforms of `torch.func`."""
+"""Autograd functions that give a first gradient only, for autograd and for the transforms of `torch.func`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,14 +26,23 @@ class Function(torch.autograd.Function):
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
 
+def keep_results(ctx: Any, results: tuple[Tensor, ...]) -> None:
+    """Lets gradients pass through the first result only; for the others none is made, not even of zeros."""
+    ctx.mark_non_differentiable(*results[1:])
+    ctx.set_materialize_grads(False)
+
+
 def once_differentiable(what: str) -> Callable[[Callable[..., Gradients]], Callable[..., Gradients]]:
     """Makes a backward of ``rule(ctx, saved_tensors, *gradients)``; a second derivative raises an error that says what.
 
     Without it a second derivative would lack the parts that pass through intermediate values, and nobody would notice.
+    Code compiled by `torch.compile` is not watched: PyTorch refuses there by itself, but with ``backend="eager"``.
     """
 
     def decorate(rule: Callable[..., Gradients]) -> Callable[..., Gradients]:
         def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+            if gradients[0] is None:  # nothing depends on the result
+                return (None,) * len(ctx.needs_input_grad)
             saved = ctx.saved_tensors
             if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled by create_graph=True
                 return rule(ctx, saved, *gradients)
@@ -50,10 +59,8 @@ def _detached(tensors: Iterable[Tensor | None]) -> Gradients:
     return tuple(None if tensor is None else tensor.detach() for tensor in tensors)
 
 
-class _RefuseGradient(torch.autograd.Function):
+class _RefuseGradient(Function):
     """Ties a gradient to what it depends on."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, what: str, *sources: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_labels, check_tensor, time_axes
+from srm_triton.checks import check_labels, check_tensor, mark_labels, time_axes
 from srm_triton.functions import Function
 
 
@@ -127,8 +127,7 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
             f"desired and undesired must satisfy 0 ≤ undesired < desired ≤ {steps} (the number of steps), "
             f"got desired={desired} and undesired={undesired}"
         )
-    labelled = labels[:, None] == torch.arange(classes, device=labels.device)
-    distance = torch.where(labelled, desired - counts, counts - undesired).clamp(min=0)
+    distance = torch.where(mark_labels(labels, classes), desired - counts, counts - undesired).clamp(min=0)
     return distance.square().sum() / (2 * steps * batch)
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 import srm_triton
 from srm_triton import SRMParameters, srm_scan, srm_trace, use_backend
-from srm_triton.kernels import native
+from srm_triton.kernels import launch, native
+from srm_triton.kernels import srm_scan as srm_scan_kernel
+from srm_triton.kernels.configurations import Configuration
 from srm_triton.ops.srm_scan import _scan, _scan_backward, _trace, scan_backward, scan_forward
 
 DEFAULT = SRMParameters()
@@ -287,6 +289,13 @@ def test_autograd_hands_the_weight_path_to_the_current(device):
     grad = torch.randn(2, 9, 3, dtype=torch.float64).to(device)
     srm_scan(current).backward(grad)
     assert torch.equal(current.grad, gradients(grad, current.detach(), "auto")[0])
+
+
+def test_a_grid_keeps_to_what_a_device_allows():
+    tile = srm_scan_kernel.choose_tile(200_000, 4096, Configuration(128, 1))
+    columns, rows = tile.grid(200_000, 4096)
+    assert rows <= launch.MAX_GRID_Y
+    assert rows * tile.block_outer >= 200_000 and columns * tile.block_inner >= 4096
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -86,6 +87,31 @@ def test_the_network_of_these_tests_is_awake(device):
     assert 0.1 < spikes.mean() < 0.5 and all(gradient.count_nonzero() > gradient.numel() / 2 for gradient in gradients)
 
 
+class WithoutGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, spikes: Tensor) -> Tensor:
+        return spikes.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 2, 0])])
+def test_only_gradients_that_mean_something_are_made(labels, device):
+    weight = torch.randn(5, 6, device=device).requires_grad_()
+    inputs = torch.rand(4, 9, 6, device=device)
+    result = srm_linear(inputs, weight, labels=None if labels is None else labels.to(device))
+    spikes = result if labels is None else result.training_spikes
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
+        spikes.backward(torch.ones_like(spikes), retain_graph=True)
+    # what else the function returns gets no gradient, not even of zeros
+    assert [4, 9, 5] not in [event.input_shapes[0] for event in profiler.events() if event.name == "aten::zero_"]
+    weight.grad = None
+    WithoutGradient.apply(spikes).sum().backward()
+    assert weight.grad is None
+
+
 # Compiler and exporter
 
 ignores_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -99,6 +125,22 @@ def test_compiled_once_for_all_batches_and_times(device):
         inputs, labels = data(batch, steps, device=device)
         with torch.compiler.set_stance("default" if batch == 3 else "fail_on_recompile"):
             assert same(run(compiled, inputs, labels), run(model, inputs, labels))
+
+
+@ignores_warnings
+@pytest.mark.parametrize("label", [-100, -1, 3])
+@pytest.mark.parametrize("loss", ["count_loss", "srm_linear"])
+@pytest.mark.parametrize("transform", [partial(torch.compile, backend="eager"), vmap])
+def test_labels_out_of_range_where_no_check_can_look(label, loss, transform, device):
+    labels = torch.tensor([[label, 0], [0, 1]], device=device)
+    spikes, weight = torch.ones(2, 2, 5, 3, device=device), torch.ones(3, 3, device=device)
+    if loss == "count_loss":
+        function = lambda spikes, labels: count_loss(spikes, labels, desired=4, undesired=1)  # noqa: E731
+    else:
+        function = lambda spikes, labels: srm_linear(spikes, weight, labels=labels).training_spikes  # noqa: E731
+    arguments = (spikes, labels) if transform is vmap else (spikes[0], labels[0])
+    with pytest.raises((RuntimeError, IndexError), match=r"out of bounds|out of range"):
+        transform(function)(*arguments)
 
 
 @ignores_warnings
@@ -249,6 +291,17 @@ def test_mapped_batch_norms(in_dims, dim, backend, device):
         ]
         expected = torch.autograd.grad(batch_norm(*leaves, dim=dim).pow(3).sum(), leaves)
         torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_gradients_at_once(backend, device):
+    current = torch.randn(2, 20, 3, dtype=torch.float64, device=device).add(0.5).requires_grad_()
+    gradients = torch.randn(4, 2, 20, 3, dtype=torch.float64, device=device)
+    with use_backend(backend):
+        spikes = srm_scan(current)
+        batched = torch.autograd.grad(spikes, current, gradients, is_grads_batched=True, retain_graph=True)[0]
+        single = [torch.autograd.grad(spikes, current, gradient, retain_graph=True)[0] for gradient in gradients]
+    assert torch.equal(batched, torch.stack(single)) and batched.any()
 
 
 FUNCTIONS = {

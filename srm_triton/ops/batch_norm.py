@@ -24,7 +24,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_size, check_tensor
-from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
 Gradient = Literal["exact", "seed"]
@@ -211,7 +211,7 @@ class _BatchNorm(Function):
         matrix, weight, bias, dim, eps, _, gradient_correction, backend = inputs
         ctx.constants = dim, eps, gradient_correction, backend
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(output[1])
+        keep_results(ctx, output)
         ctx.save_for_backward(matrix, weight, output[1])
 
     @staticmethod

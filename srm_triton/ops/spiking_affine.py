@@ -21,8 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srm_triton.backend import requested_backend
-from srm_triton.checks import check_labels, check_number, check_pair, check_same, check_size, check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.checks import (
+    check_labels,
+    check_number,
+    check_pair,
+    check_same,
+    check_size,
+    check_tensor,
+    mark_labels,
+    time_axes,
+)
+from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
 from srm_triton.ops.srm_scan import needs_gradient, resolve_parameters, scan_backward, scan_forward, srm_trace
 from srm_triton.parameters import SRMParameters
 
@@ -101,20 +110,21 @@ class _SpikingAffine(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        inputs, weight, _, affine, parameters, time_axis, time_gradient_scale, _, backend = inputs
         _, mapped, states, *labelled = output
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs[:2], mapped, states, labelled[0] if labelled else None)
-        *ctx.constants, _, ctx.backend = inputs[3:]
+        keep_results(ctx, output)
+        ctx.save_for_backward(inputs, weight, mapped, states, labelled[0] if labelled else None)
+        ctx.constants = affine, parameters, time_axis, time_gradient_scale, backend
 
     @staticmethod
     @once_differentiable("spiking layers")
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad_spikes: Tensor, *_: Tensor) -> Gradients:
         inputs, weight, mapped, states, label_steps = saved
-        affine, parameters, time_axis, time_gradient_scale = ctx.constants
+        affine, parameters, time_axis, time_gradient_scale, backend = ctx.constants
         time_path, weight_path = ctx.needs_input_grad[:2]
         current = _repeat(mapped, inputs, time_axis)
         grad_weight_path, grad_time_path = scan_backward(
-            grad_spikes, current, states, label_steps, parameters, time_axis, weight_path, time_path, ctx.backend
+            grad_spikes, current, states, label_steps, parameters, time_axis, weight_path, time_path, backend
         )
         grad_inputs = grad_weight = None
         if time_path:
@@ -150,8 +160,7 @@ def _label_steps(current: Tensor, labels: Tensor, parameters: SRMParameters, tim
     currents = current.movedim(time_axis, 1)[sample, :, labels]
     rises = srm_trace(currents, parameters).membrane_change > LABEL_SPIKE_RISE
     last = F.pad(steps.where(rises, -1), (1, 0), value=-1).amax(1)  # padded, as there may be no step
-    labelled = labels[:, None] == torch.arange(current.shape[2], device=labels.device)
-    return torch.where(labelled, last[:, None], -1)
+    return torch.where(mark_labels(labels, current.shape[2]), last[:, None], -1)
 
 
 def _add_label_spikes(spikes: Tensor, label_steps: Tensor, time_axis: int) -> Tensor:

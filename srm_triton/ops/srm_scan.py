@@ -31,7 +31,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
 from srm_triton.kernels import SRM_SCAN_CHUNK, native
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import SRMParameters, check_parameters
@@ -298,7 +298,7 @@ class _Scan(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         current, *constants, _, backend = inputs
         ctx.constants = *constants, True, False, backend
-        ctx.mark_non_differentiable(output[1])
+        keep_results(ctx, output)
         ctx.save_for_backward(current, output[1])
 
     @staticmethod
