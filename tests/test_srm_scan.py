@@ -242,7 +242,7 @@ def test_label_spikes(steps, shape, time_axis, device):
     for some, backend in itertools.product((label_steps.to(device), strided.to(device)), BACKENDS):
         results = gradients(grad, current, backend, time_axis=time_axis, label_steps=some)
         for result, reference in zip(results, expected, strict=True):
-            torch.testing.assert_close(result, reference, rtol=1e-11, atol=1e-15)
+            torch.testing.assert_close(result, reference, rtol=2e-14, atol=0)
 
 
 def test_only_the_gradients_that_are_asked_for(device):
