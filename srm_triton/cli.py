@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import torch
 
-from srm_triton import data, training, tuning
+from srm_triton import data, training, tuning, tuning_cache
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import FLOATING
 from srm_triton.files import partial
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="time the kernels on this GPU and keep what is fastest",
         description="Times the configurations of the scan's kernels on this GPU and keeps the fastest for each class "
         "of shapes: one data type, steps up to the same power of 2 (all beyond 16 alike), and neurons in the batch. "
-        "Every process uses the default tuning file; another one only after srm_triton.tuning.load(path).",
+        "Every process uses the default tuning file; another one only after srm_triton.tuning_cache.load(path).",
     )
     tune.set_defaults(run=_tune)
     action = tune.add_mutually_exclusive_group(required=True)
@@ -279,14 +279,14 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    cache = tuning.TuningCache(options.cache)
+    cache = tuning_cache.TuningCache(options.cache)
     if options.list:
         _print_entries(cache)
     elif options.export is not None:
         print(f"{options.export}: {len(cache.export_to(options.export))} entries exported")
     elif options.source is not None:
         entries = cache.import_from(options.source)
-        usable = sum(entry.versions == tuning.current_versions() for entry in entries)
+        usable = sum(entry.versions == tuning_cache.current_versions() for entry in entries)
         print(f"{cache.path}: {len(entries)} entries imported, {usable} of them for the versions in use")
     elif options.clear:
         cache.clear()
@@ -304,7 +304,7 @@ def _gpu() -> torch.device:
             "tune: this machine has no GPU that PyTorch can use, and nothing else can time the kernels; "
             "allowed here: --list, --export, --import, --clear"
         )
-    if _kernels_state(tuning.current_versions()) != "compiled":
+    if _kernels_state(tuning_cache.current_versions()) != "compiled":
         raise ValueError("tune: the kernels are not compiled here; install triton and unset TRITON_INTERPRET")
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -319,7 +319,7 @@ def _layer_shapes(checkpoint: Path) -> list[tuple[int, ...]]:
 
 
 def _tune_shapes(
-    cache: tuning.TuningCache, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+    cache: tuning_cache.TuningCache, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device
 ) -> int:
     untuned = 0
     with _progress(len(shapes) * sum(map(len, CANDIDATES.values()))) as (advance, write):
@@ -356,7 +356,7 @@ def _progress(total: int) -> Iterator[tuple[Callable[[], object], Callable[[str]
         yield bar.update, bar.write
 
 
-def _print_entries(cache: tuning.TuningCache) -> None:
+def _print_entries(cache: tuning_cache.TuningCache) -> None:
     entries = cache.read()
     print(f"{cache.path}: {len(entries)} entries")
     for case, versions, configuration, milliseconds in entries:
@@ -391,8 +391,8 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _installation(cache: Path | None) -> dict[str, Any]:
-    versions = tuning.current_versions()
-    known = tuning.inspect(cache)
+    versions = tuning_cache.current_versions()
+    known = tuning_cache.inspect(cache)
     return {
         "versions": {**versions._asdict(), "python": platform.python_version()},
         "kernels": _kernels_state(versions),
@@ -406,7 +406,7 @@ def _installation(cache: Path | None) -> dict[str, Any]:
     }
 
 
-def _kernels_state(versions: tuning.Versions) -> str:
+def _kernels_state(versions: tuning_cache.Versions) -> str:
     if versions.triton == "missing":
         return "Triton is not installed"
     from srm_triton.kernels import launch
@@ -427,7 +427,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
         note = f"the C library runs on {threads} threads" if problem is None else f"the C library is {problem}"
     return {
         "device": str(device),
-        "name": platform.machine() if device.type == "cpu" else tuning.device_name(device),
+        "name": platform.machine() if device.type == "cpu" else tuning_cache.device_name(device),
         "backend": resolve_backend(device, "auto", has_native=True),
         "note": note,
     }

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_data import write_fashion_mnist
 
-from srm_triton import cli, data, plots, training, tuning, verification
+from srm_triton import cli, data, plots, training, tuning, tuning_cache, verification
 from srm_triton.backend import resolve_backend
 from srm_triton.cli import main
 from srm_triton.kernels import batch_norm, native, srm_scan
@@ -261,7 +261,7 @@ def test_tune_keeps_the_fastest(capsys, tmp_path, monkeypatch, timed, with_bar):
         "srm_scan_backward 2x17x3x3 bfloat16: 512 neurons in 16 warps, 65.0000 ms, untuned 73.0000 ms",
         str(cache),
     ]
-    assert [entry.milliseconds for entry in tuning.TuningCache(cache).read()] == [92.0, 83.0, 74.0, 65.0]
+    assert [entry.milliseconds for entry in tuning_cache.TuningCache(cache).read()] == [92.0, 83.0, 74.0, 65.0]
     assert main(["tune", "--list", "--cache", str(cache)]) == 0
     listed = capsys.readouterr().out
     assert f"{cache}: 4 entries" in listed
@@ -283,7 +283,9 @@ def test_tune_reports_what_cannot_serve(capsys, tmp_path, monkeypatch, timed):
     assert "srm_scan_forward 1x2x3 float32: no candidate can serve, untuned 100.0000 ms\n" in output
     assert output.count("  left out ") == 8
     assert "  left out 32 neurons in 1 warps: RuntimeError: out of resource\n" in output
-    assert [entry.case.kernel for entry in tuning.TuningCache(tmp_path / "tuning.json").read()] == ["srm_scan_backward"]
+    assert [entry.case.kernel for entry in tuning_cache.TuningCache(tmp_path / "tuning.json").read()] == [
+        "srm_scan_backward"
+    ]
 
 
 def test_tune_takes_the_shapes_of_a_checkpoint(finished, capsys, tmp_path, monkeypatch, device):
@@ -320,15 +322,15 @@ def test_tune_refuses_other_arguments(capsys, arguments):
         )
 
 
-def tuned_entry(**versions: str) -> tuning.Entry:
-    case = tuning.Case("srm_scan_forward", "cpu", "float32", 4, 10)
+def tuned_entry(**versions: str) -> tuning_cache.Entry:
+    case = tuning_cache.Case("srm_scan_forward", "cpu", "float32", 4, 10)
     configuration = CANDIDATES["srm_scan_forward"][0]
-    return tuning.Entry(case, tuning.current_versions()._replace(**versions), configuration, 0.25)
+    return tuning_cache.Entry(case, tuning_cache.current_versions()._replace(**versions), configuration, 0.25)
 
 
 def test_tuning_files_are_exported_imported_and_cleared(capsys, tmp_path):
     here, there, exported = (tmp_path / name for name in ("here.json", "there.json", "exported.json"))
-    tuning.TuningCache(here).update([tuned_entry(), tuned_entry(torch="1.0")])
+    tuning_cache.TuningCache(here).update([tuned_entry(), tuned_entry(torch="1.0")])
     assert main(["tune", "--cache", str(here), "--export", str(exported)]) == 0
     assert main(["tune", "--cache", str(there), "--import", str(exported)]) == 0
     assert main(["tune", "--cache", str(here), "--clear"]) == 0
@@ -337,7 +339,7 @@ def test_tuning_files_are_exported_imported_and_cleared(capsys, tmp_path):
         f"{there}: 2 entries imported, 1 of them for the versions in use",
         f"{here}: cleared",
     ]
-    assert len(tuning.TuningCache(there).read()) == 2 and not here.exists()
+    assert len(tuning_cache.TuningCache(there).read()) == 2 and not here.exists()
     exported.write_text("{")
     for option in ("--cache", "--import"):
         action = ["--list"] if option == "--cache" else []
@@ -348,7 +350,7 @@ def test_tuning_files_are_exported_imported_and_cleared(capsys, tmp_path):
 
 def test_info(capsys, tmp_path):
     cache = tmp_path / "tuning.json"
-    tuning.TuningCache(cache).update([tuned_entry(), tuned_entry(torch="1.0")])
+    tuning_cache.TuningCache(cache).update([tuned_entry(), tuned_entry(torch="1.0")])
     assert main(["info", "--cache", str(cache), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["versions"]["torch"] == torch.__version__ and report["versions"].keys() == {

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # which PyTorch imports anyway, but only as a process runs its first operation
-from test_tuning import entry
+from test_tuning_cache import entry
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from srm_triton import SpikeAvgPool2d, SRMConv2d, SRMLinear, count_loss, trainin
 from srm_triton.data import LabelledImages
 from srm_triton.files import partial
 from srm_triton.training import TrainingConfig, TrainingRun, load_checkpoint
-from srm_triton.tuning import Entry, TuningCache
+from srm_triton.tuning_cache import Entry, TuningCache
 
 Start = Callable[..., BaseProcess]
 

@@ -35,7 +35,7 @@ from srm_triton.functions import Function, Gradients, keep_results, once_differe
 from srm_triton.kernels import SRM_SCAN_CHUNK, native
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import SRMParameters, check_parameters
-from srm_triton.tuning import find_configuration
+from srm_triton.tuning_cache import find_configuration
 
 # Eager reference. It works in place and selects by bits: in ATen, torch.where and masked_fill take ten times as long.
 
