@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srm_triton.kernels.layout import accumulator_dtype
+
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -48,6 +50,22 @@ def check_same(name: str, value: Tensor, reference_name: str, reference: Tensor)
         raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {value.device}")
 
 
+def check_goes_with(name: str, value: Tensor, reference_name: str, reference: Tensor) -> None:
+    """Checks that `value` has the dtype of `reference` or that in which it is computed, and its device.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another device.
+    """
+    if value.dtype not in (reference.dtype, accumulator_dtype(reference.dtype)):
+        allowed = " or ".join(dict.fromkeys(map(str, (reference.dtype, accumulator_dtype(reference.dtype)))))
+        raise TypeError(
+            f"{name} must have the dtype {allowed} ({reference_name} are {reference.dtype}), got {value.dtype}"
+        )
+    if value.device != reference.device:
+        raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {value.device}")
+
+
 def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> None:
     """Checks the length of one axis.
 
@@ -71,6 +89,16 @@ def check_number(name: str, value: Any, smallest: float, *, whole: bool = False,
         )
     if not smallest <= value < float("inf") or (above and value == smallest):
         raise ValueError(f"{name} must be finite and {'>' if above else '≥'} {smallest}, got {value}")
+
+
+def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Checks that `value` is one of those allowed, and of their type.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(value, type(allowed[0])) or value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
 def check_pair(name: str, value: Any, smallest: int) -> tuple[int, int]:

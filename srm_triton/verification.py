@@ -14,11 +14,14 @@ from torch import Tensor
 from srm_triton.backend import Backend, requested_backend, use_backend
 from srm_triton.kernels import native
 from srm_triton.ops.batch_norm import batch_norm
+from srm_triton.ops.shrink import bregman_step, soft_threshold
 from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
 from srm_triton.parameters import SRMParameters
 
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _SCAN_SHAPES: tuple[tuple[int, ...], ...] = ((2, 5, 7), (1, 1, 1), (3, 19, 4, 2))
+_VALUE_SHAPES: tuple[tuple[int, ...], ...] = ((7,), (3, 1500))
+_IMAGE_SHAPES: tuple[tuple[int, ...], ...] = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 3, 300))
 _MATRIX_SHAPES: tuple[tuple[int, ...], ...] = (
     (5, 3),
     (33, 70),
@@ -137,6 +140,14 @@ def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
             inputs, grad = normal(shape), normal(shape)
             weight, bias = normal(shape[1 - dim : 2 - dim]), normal(shape[1 - dim : 2 - dim])
             yield f"batch_norm over axis {dim}", shape, _batch_norm(inputs, weight, bias, grad, dim)
+    for shape in _VALUE_SHAPES:
+        yield "soft_threshold", shape, _soft_threshold(normal(shape))
+    if dtype in (torch.float64, torch.float32):  # in which images of half precision are computed too
+        for shape in _IMAGE_SHAPES:
+            for kinds, fidelity in ((2, "l2"), (3, "l1")):
+                estimate, image, penalty = normal(shape), normal(shape), normal(shape[:1]).abs() + 0.5
+                splits = normal((shape[0], kinds, *shape[1:]))
+                yield f"denoise_tv, a step, {fidelity}", shape, _bregman_step(estimate, image, splits, penalty)
 
 
 def _scan_forward(current: Tensor, time_axis: int) -> Operation:
@@ -166,5 +177,20 @@ def _batch_norm(inputs: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, dim:
         leaves = [tensor.detach().requires_grad_() for tensor in (inputs, weight, bias)]
         outputs = batch_norm(*leaves, dim=dim, eps=1e-5)
         return (), (outputs.detach(), *torch.autograd.grad(outputs, leaves, grad))
+
+    return run
+
+
+def _soft_threshold(values: Tensor) -> Operation:
+    return lambda: ((), (soft_threshold(values, 0.3),))
+
+
+def _bregman_step(estimate: Tensor, image: Tensor, splits: Tensor, penalty: Tensor) -> Operation:
+    def run() -> tuple[Results, Results]:
+        target = torch.empty_like(image)
+        new, _ = bregman_step(
+            estimate, image, splits.clone(), penalty, torch.empty_like(splits), target, 0.4, 1.7
+        )  # fmt: skip
+        return (), (new, target)
 
     return run

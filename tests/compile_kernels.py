@@ -5,6 +5,7 @@ Run by test_compile.py and test_traffic.py in a process of its own: there Triton
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from srm_triton.kernels import batch_norm, srm_scan
+from srm_triton.kernels import batch_norm, shrink, srm_scan
 
 TARGETS = {
     **{f"sm_{number}": GPUTarget("cuda", number, 32) for number in (75, 80, 86, 89, 90, 100, 120)},
@@ -94,6 +95,17 @@ def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
             yield partial(batch_norm.backward, rows, x, vector, statistics, x, statistics, 1e-5, samples)
 
 
+def shrink_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
+    """The soft threshold, and in the types that it is computed in the step of split Bregman for both fidelities."""
+    values = torch.empty(1 << 20, dtype=dtype)
+    yield partial(shrink.forward, values, values, 0.1)
+    if dtype in (torch.float32, torch.float64):
+        image, penalty = torch.empty(2, 3, 64, 256, dtype=dtype), torch.empty(2, dtype=dtype)
+        for kinds in (2, 3):
+            splits = torch.empty(2, kinds, 3, 64, 256, dtype=dtype)
+            yield partial(shrink.bregman_step, image, image, splits, penalty, splits, image, 0.1, 1.8)
+
+
 def launches(target: str) -> Iterator[tuple[str, torch.dtype, Callable[[], None]]]:
     """In every dtype what differs most in machine code, and for the targets `IN_FULL` all variants, with their kind."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -103,13 +115,15 @@ def launches(target: str) -> Iterator[tuple[str, torch.dtype, Callable[[], None]
             "whole": (one_chunk[0], *columns[:2]),
             "parts": (chunks[0], chunks[-1], *columns[12:14]),
             "parts in two orders": columns[14:],
+            "images": list(shrink_launches(dtype)),
         }
         if target in IN_FULL and dtype != torch.float16:
             kinds["other"] = (*one_chunk[1:], *chunks[1:-1], *columns[2:12])
         yield from ((kind, dtype, launch) for kind, launches in kinds.items() for launch in launches)
     # Not batch normalisation: on sm_100 its division, a function call, has the split forward use 8 bytes of stack.
     if target in FLOAT64:
-        yield from (("other", torch.float64, launch) for launch in scan_launches(torch.float64, 40))
+        wide = (*scan_launches(torch.float64, 40), *shrink_launches(torch.float64))
+        yield from (("other", torch.float64, launch) for launch in wide)
 
 
 def every_kernel(target: str) -> Iterator[dict]:
@@ -140,8 +154,8 @@ def contract(kernel, dtype: torch.dtype, target: str) -> dict[str, int]:
 def elements_per_thread(kernel) -> int:
     """Of the tile that a program holds; at least one, as lanes without an element of their own repeat another's."""
     constants = {kernel.src.fn.arg_names[path[0]]: value for path, value in kernel.src.constants.items()}
-    tile = [value for name, value in constants.items() if name.startswith("BLOCK_") and name != "BLOCK_SPLITS"]
-    return max(1, tile[0] * tile[1] // (kernel.metadata.target.warp_size * kernel.metadata.num_warps))
+    tile = [value for name, value in constants.items() if name.startswith("BLOCK") and name != "BLOCK_SPLITS"]
+    return max(1, math.prod(tile) // (kernel.metadata.target.warp_size * kernel.metadata.num_warps))
 
 
 def describe(kernel) -> dict:

@@ -31,6 +31,12 @@ batch_norm_backward_partial_kernel bfloat16    96     96     96     96     94   
 batch_norm_backward_kernel         float32     84     80     80     80     80     80     82     62     72     72     92
 batch_norm_backward_kernel         float16     93     93     80     80     80     80     94     72     81     81     98
 batch_norm_backward_kernel         bfloat16    92     95     80     80    128     80     96     71     81     81     99
+shrink_forward_kernel              float64      0     32      0      0     32     32      0      0     18      0       0
+shrink_forward_kernel              float32     20     22     21     21     22     22     20     10     10     10      19
+shrink_forward_kernel              float16     20     29     27     27     29     28     20     10     10     10      15
+shrink_forward_kernel              bfloat16    26     21     21     21     21     29     20     11     11     10      18
+shrink_bregman_kernel              float64      0    205      0      0    206    206      0      0     93      0       0
+shrink_bregman_kernel              float32     72     72     68     68     72     92     70     59     59     59      93
 """
 TARGETS, *ROWS = (line.split() for line in REGISTERS.strip().splitlines())
 USUAL = ("sm_90", "gfx942")  # without --every-target
@@ -42,6 +48,8 @@ SHARED = {
     "batch_norm_forward_kernel": 8192,
     "batch_norm_backward_partial_kernel": 8192,
     "batch_norm_backward_kernel": 32768,
+    "shrink_forward_kernel": 0,
+    "shrink_bregman_kernel": 0,
 }  # bytes of a program
 
 # Accesses of less than a thread's share of a row, at most 16 bytes: of statistics and parameters, a value for each
@@ -57,6 +65,7 @@ NARROW = {
     ("batch_norm_forward_kernel", "parts in two orders"): 10,
     ("batch_norm_backward_partial_kernel", "parts in two orders"): 21,
     ("batch_norm_backward_kernel", "parts in two orders"): 25,
+    ("shrink_bregman_kernel", "images"): 26,  # three of neighbours in a row, for each of 8 elements; the penalty
 }
 
 # One register, stored once and loaded at each trip, as Triton has ptxas allocate (--regAllocOptLevel=2); else it fits.

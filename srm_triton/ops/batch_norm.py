@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
-from srm_triton.checks import check_size, check_tensor
+from srm_triton.checks import check_goes_with, check_option, check_size, check_tensor
 from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
@@ -303,9 +303,9 @@ def _checked_normalise(
     gradient: Gradient,
 ) -> tuple[Tensor, Tensor]:
     check_tensor("inputs", inputs, "[rows, columns]")
-    _check_option("dim", dim, (0, 1))
-    _check_option("correction", correction, (0, 1))
-    _check_option("gradient", gradient, get_args(Gradient))
+    check_option("dim", dim, (0, 1))
+    check_option("correction", correction, (0, 1))
+    check_option("gradient", gradient, get_args(Gradient))
     if not isinstance(eps, (int, float)):
         raise TypeError(f"eps must be a number, got {type(eps).__name__}")
     if not 0 < eps < math.inf:
@@ -324,18 +324,9 @@ def _checked_normalise(
     return outputs, statistics
 
 
-def _check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if not isinstance(value, type(allowed[0])) or value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-
-
 def _check_vector(name: str, vector: Tensor | None, inputs: Tensor, axis: int) -> None:
     if vector is None:
         return
     check_tensor(name, vector, "[features]")
     check_size(name, vector, 0, inputs.shape[axis], f"axis {axis} of inputs")
-    if vector.dtype not in (inputs.dtype, accumulator_dtype(inputs.dtype)):
-        allowed = " or ".join(dict.fromkeys(str(dtype) for dtype in (inputs.dtype, accumulator_dtype(inputs.dtype))))
-        raise TypeError(f"{name} must have the dtype {allowed} (inputs are {inputs.dtype}), got {vector.dtype}")
-    if vector.device != inputs.device:
-        raise ValueError(f"{name} must be on the device of inputs, {inputs.device}, got {vector.device}")
+    check_goes_with(name, vector, "inputs", inputs)

@@ -1,0 +1,448 @@
+"""Total-variation denoising by split Bregman.
+
+    min_u  F(u − f) + λ·(‖∂x u‖₁ + ‖∂y u‖₁)        F = ‖·‖₂² or ‖·‖₁, periodic edges
+
+The steps of an iteration, with their equations, are in `srm_triton/ops/shrink.py`; between them stands the estimate: it
+solves (2 or penalty + λ·penalty·(∂xᵀ∂x + ∂yᵀ∂y))·u = target by a Fourier transform. The penalty adapts to balance
+primal and dual residuals (Boyd et al., "Distributed Optimization … via the Alternating Direction Method of
+Multipliers", 2011, section 3.4.1); ``method="seed"`` runs the iteration of the seed text, whose penalties are constant.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args, overload
+
+import torch
+from torch import Tensor
+
+from srm_triton.checks import check_number, check_option, check_same, check_tensor
+from srm_triton.kernels.layout import accumulator_dtype
+from srm_triton.ops.shrink import add_scaled_differences, bregman_step, soft_threshold
+
+Fidelity = Literal["l1", "l2"]
+Method = Literal["adaptive", "seed"]
+
+# Found on natural images with Gaussian noise (l2) and with salt and pepper (l1)
+_RELAXATION = {"l1": 1.0, "l2": 1.8}
+_PENALTY = {"l1": 0.9, "l2": 1.5}  # at the start, in units of one over the mean difference of neighbours
+_CHECK_EVERY = 5  # iterations
+_ADAPT_UNTIL = 100  # constant penalties from there on: convergence is proven for those
+_SEED_PENALTIES = 500.0, 50.0
+
+
+class DenoisingState(NamedTuple):
+    """Where `denoise_tv` stopped, to start from in images that are similar."""
+
+    splits: Tensor
+    """Of differences along x and y, for ``"l1"`` of residuals too, [samples, kinds, channels, height, width]."""
+    penalty: Tensor
+    """[samples]."""
+
+
+class DenoisingTrace(NamedTuple):
+    """What the iterations came to, each [iterations, ...] for images [..., channels, height, width].
+
+    An image that is finished before others keeps its last values.
+    """
+
+    objective: Tensor
+    """What is minimised."""
+    primal_residual: Tensor
+    """How far values (differences, for ``"l1"`` residuals too) are from their splits, relative to either."""
+    dual_residual: Tensor
+    """How far the splits moved, relative to their Bregman variables."""
+    error: Tensor | None
+    """Root mean square error to the reference; None without one."""
+    psnr: Tensor | None
+    """Peak signal-to-noise ratio to the reference in dB, for values between 0 and 1; None without one."""
+
+
+class Denoised(NamedTuple):
+    """An image and how it was found."""
+
+    image: Tensor
+    iterations: Tensor
+    """Of each image, int64 [...]."""
+    converged: Tensor
+    """Whether each image reached the tolerance, bool [...]."""
+    trace: DenoisingTrace
+    state: DenoisingState | None
+    """None for ``method="seed"``."""
+
+
+def tv_objective(image: Tensor, noisy: Tensor, weight: float, fidelity: Fidelity = "l2") -> Tensor:
+    """Returns what denoising minimises, F(image − noisy) + weight·(‖∂x image‖₁ + ‖∂y image‖₁), for each image.
+
+    Args:
+        image: [..., channels, height, width], floating point.
+        noisy: in the same shape.
+        weight: λ.
+        fidelity: F, ``"l2"`` for the sum of squares or ``"l1"`` for that of magnitudes.
+
+    Returns:
+        float64 [...].
+
+    Example:
+        >>> tv_objective(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), 0.5)
+        tensor(4., dtype=torch.float64)
+    """
+    residual = (image - noisy).flatten(-3)
+    distance = residual.abs() if fidelity == "l1" else residual.square()
+    variation = sum((image.roll(-1, axis) - image).abs().flatten(-3).sum(-1, dtype=torch.float64) for axis in (-1, -2))
+    return distance.sum(-1, dtype=torch.float64) + weight * variation
+
+
+@overload
+def denoise_tv(
+    image: Tensor,
+    weight: float,
+    fidelity: Fidelity = ...,
+    *,
+    method: Method = ...,
+    tolerance: float = ...,
+    max_iterations: int = ...,
+    start: DenoisingState | None = ...,
+    reference: Tensor | None = ...,
+    trace: Literal[False] = ...,
+    after_iteration: Callable[[], object] = ...,
+) -> Tensor: ...
+
+
+@overload
+def denoise_tv(
+    image: Tensor,
+    weight: float,
+    fidelity: Fidelity = ...,
+    *,
+    method: Method = ...,
+    tolerance: float = ...,
+    max_iterations: int = ...,
+    start: DenoisingState | None = ...,
+    reference: Tensor | None = ...,
+    trace: Literal[True],
+    after_iteration: Callable[[], object] = ...,
+) -> Denoised: ...
+
+
+def denoise_tv(
+    image: Tensor,
+    weight: float,
+    fidelity: Fidelity = "l2",
+    *,
+    method: Method = "adaptive",
+    tolerance: float = 0.01,
+    max_iterations: int = 500,
+    start: DenoisingState | None = None,
+    reference: Tensor | None = None,
+    trace: bool = False,
+    after_iteration: Callable[[], object] = lambda: None,
+) -> Tensor | Denoised:
+    """Removes noise and keeps edges: minimises F(u − image) + weight·(‖∂x u‖₁ + ‖∂y u‖₁) (equations: the module's).
+
+    Every image of a batch has penalties of its own and stops by itself, so its result does not depend on the others.
+
+    Args:
+        image: [..., channels, height, width], with any number of channels; [height, width] has one. Floating point,
+            computed in float64 for float64, else in float32. Integers are converted as scikit-image does: divided by
+            their type's largest value, and at least −1; bool becomes 0 and 1.
+        weight: λ of the total variation, at least 0; the larger, the smoother. For ``"l2"``, scikit-image's
+            ``denoise_tv_bregman(…, weight=2 / λ, isotropic=False)`` minimises the same sum, but for the edges.
+        fidelity: F, ``"l2"`` for the sum of squares (Gaussian noise), ``"l1"`` for the sum of magnitudes (salt and
+            pepper).
+        method: ``"adaptive"``, or ``"seed"`` for the seed text's iteration with the penalties 500 and 50, which shrinks
+            several channels together and takes `max_iterations` steps.
+        tolerance: largest relative residual to stop at, ≥ 0.
+        max_iterations: where to stop at the latest, at least 1.
+        start: `Denoised.state` of an earlier call for images of the same shape and fidelity; None starts afresh.
+        reference: the image without noise, in the shape and dtype of `image`, for the trace only.
+        trace: whether to return `Denoised`, which costs the objective in every iteration.
+        after_iteration: called after each, for progress bars.
+
+    Returns:
+        The image, in the shape of `image` and its dtype (float32 for integers), or `Denoised`.
+
+    Raises:
+        TypeError: for arguments of another type.
+        ValueError: for another shape or device, values that are not finite, a negative weight or tolerance, or options
+            that do not go together.
+        RuntimeError: if `image` requires a gradient, which is not available.
+
+    Example:
+        >>> edge = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]).expand(1, 6, 6)
+        >>> noise = 0.05 * torch.tensor([1.0, -1.0, 1.0]).repeat(2)[:, None]
+        >>> (denoise_tv(edge + noise, 0.1) - edge).abs().max() < 0.06
+        tensor(True)
+    """
+    check_number("weight", weight, 0)
+    check_option("fidelity", fidelity, get_args(Fidelity))
+    check_option("method", method, get_args(Method))
+    check_number("tolerance", tolerance, 0)
+    check_number("max_iterations", max_iterations, 1, whole=True)
+    noisy = _to_float("image", image)
+    clean = None if reference is None else _to_float("reference", reference)
+    if clean is not None:
+        check_same("reference", clean, "image", noisy)
+        if clean.shape != noisy.shape:
+            raise ValueError(f"reference must have the shape of image, {list(noisy.shape)}, got {list(clean.shape)}")
+    *batch, channels, height, width = noisy.shape if noisy.dim() > 2 else (1, *noisy.shape)
+    with torch.no_grad():
+        samples = noisy.to(accumulator_dtype(noisy.dtype)).reshape(math.prod(batch), channels, height, width)
+        samples = samples.contiguous()
+        solver: _SplitBregman | _Seed
+        if method == "adaptive":
+            solver = _SplitBregman(samples, float(weight), fidelity, start)
+        elif start is None:
+            solver = _Seed(samples, float(weight), fidelity)
+        else:
+            raise ValueError('start must be None with method="seed", which keeps no state')
+        clean = None if clean is None else clean.reshape(samples.shape)
+        result = _iterate(solver, tolerance, max_iterations, clean, trace, after_iteration)
+    pixels = result.image.reshape(noisy.shape).to(noisy.dtype)
+    if not trace:
+        return pixels
+    rows = (None if row is None else row.reshape(len(row), *batch) for row in result.trace)
+    return result._replace(
+        image=pixels,
+        iterations=result.iterations.reshape(batch),
+        converged=result.converged.reshape(batch),
+        trace=DenoisingTrace._make(rows),
+    )
+
+
+def _iterate(
+    solver: "_SplitBregman | _Seed",
+    tolerance: float,
+    max_iterations: int,
+    reference: Tensor | None,
+    traced: bool,
+    after_iteration: Callable[[], object],
+) -> Denoised:
+    """Lets the solver run, from time to time without the images that are finished."""
+    samples = solver.images
+    active = torch.arange(len(samples) if solver.weight > 0 else 0, device=samples.device)
+    none = samples.new_zeros((0, len(samples)), dtype=torch.float64)
+    result = Denoised(
+        samples.clone(),
+        torch.zeros(len(samples), dtype=torch.int64, device=samples.device),
+        torch.full((len(samples),), solver.weight == 0, device=samples.device),  # the noisy image is the minimum
+        DenoisingTrace(none, none, none, None, None),
+        solver.state,
+    )
+    rows: list[Tensor] = []
+    for iteration in range(1, max_iterations + 1):
+        if not len(active):
+            break
+        checked = iteration % _CHECK_EVERY == 0 or iteration == max_iterations
+        residuals = solver.step(measured=checked or traced)
+        after_iteration()
+        if traced:
+            rows.append(rows[-1].clone() if rows else samples.new_zeros((5, len(samples)), dtype=torch.float64))
+            rows[-1][:, active] = _describe(solver, residuals, None if reference is None else reference[active])
+        if not checked:
+            continue
+        if iteration <= _ADAPT_UNTIL:
+            solver.adapt()
+        met = residuals.amax(0) <= tolerance
+        finished = met | (iteration == max_iterations)
+        if finished.any():
+            places = active[finished]
+            result.image[places] = solver.estimate[finished]
+            result.iterations[places] = iteration
+            result.converged[places] = met[finished]
+            if result.state is not None and solver.state is not None:
+                result.state.splits[places] = solver.state.splits[finished]
+                result.state.penalty[places] = solver.state.penalty[finished]
+            active = active[~finished]
+            if len(active):
+                solver.keep(~finished)
+    if rows:
+        objective, primal, dual, error, psnr = torch.stack(rows, 1)
+        errors = (None, None) if reference is None else (error, psnr)
+        result = result._replace(trace=DenoisingTrace(objective, primal, dual, *errors))
+    return result
+
+
+def _describe(solver: "_SplitBregman | _Seed", residuals: Tensor, reference: Tensor | None) -> Tensor:
+    """A row of the trace, [5, samples]."""
+    objective = tv_objective(solver.estimate, solver.images, solver.weight, solver.fidelity)
+    if reference is None:
+        error = torch.zeros_like(objective)
+    else:
+        error = (solver.estimate - reference).square().flatten(1).mean(1, dtype=torch.float64).sqrt()
+    return torch.stack((objective, *residuals.double(), error, -20 * error.log10()))
+
+
+class _SplitBregman:
+    """The adaptive method, for images [samples, channels, height, width]."""
+
+    def __init__(self, images: Tensor, weight: float, fidelity: Fidelity, start: DenoisingState | None) -> None:
+        self.images, self.weight, self.fidelity = images, weight, fidelity
+        self.relaxation = _RELAXATION[fidelity]
+        self.estimate = images.clone()
+        samples, kinds = len(images), 3 if fidelity == "l1" else 2
+        differences = torch.stack([(images.roll(-1, axis) - images).abs().flatten(1).mean(1) for axis in (-1, -2)])
+        mean = differences.mean(0)
+        penalty = (_PENALTY[fidelity] / mean).where(mean > 0, 1)
+        splits = images.new_zeros((samples, kinds, *images.shape[1:]))
+        if start is not None:
+            _check_start(start, splits)
+            splits, penalty = start
+        self.state: DenoisingState = DenoisingState(splits.clone(), penalty.clone())
+        self.allocate()
+        if start is not None:
+            self.advance(0.0)  # the estimate that the splits ask for
+
+    def allocate(self) -> None:
+        """Memory for what is computed anew in every step, and what depends on the penalties."""
+        self.target = torch.empty_like(self.images)
+        self.work, self.before, self.after, self.differences = (torch.empty_like(self.state.splits) for _ in range(4))
+        self.spectrum = self.images.new_empty(
+            (*self.images.shape[:-1], self.images.shape[-1] // 2 + 1), dtype=self.images.dtype.to_complex()
+        )
+        self.invert()
+
+    def invert(self) -> None:
+        """The inverse of the linear system, for every frequency."""
+        along_x, along_y = _second_differences(self.images)
+        along_x = along_x[: self.spectrum.shape[-1]]
+        penalty = self.state.penalty.double()[:, None, None, None]
+        distance = penalty if self.fidelity == "l1" else 2
+        self.inverse = (1 / (distance + self.weight * penalty * (along_x + along_y))).to(self.spectrum.dtype)
+
+    def advance(self, relaxation: float) -> None:
+        """A step, and the estimate that it leads to."""
+        splits, self.work = bregman_step(
+            self.estimate, self.images, self.state.splits, self.state.penalty, self.work, self.target, self.weight,
+            relaxation,
+        )  # fmt: skip
+        self.state = self.state._replace(splits=splits)
+        torch.fft.rfft2(self.target, out=self.spectrum)
+        self.spectrum.mul_(self.inverse)
+        torch.fft.irfft2(self.spectrum, self.target.shape[-2:], out=self.estimate)
+
+    def step(self, *, measured: bool) -> Tensor:
+        """Takes a step; if it is measured, returns the relative residuals, primal and dual, [2, samples]."""
+        if not measured:
+            self.advance(self.relaxation)
+            return self.estimate.new_empty(0)
+        _shrink(self.state.splits, self.before)
+        self.differences.zero_()
+        add_scaled_differences(self.differences, self.estimate, self.images, self.state.penalty, self.target)
+        self.advance(self.relaxation)
+        _shrink(self.state.splits, self.after)
+        sizes = _norm(self.differences), _norm(self.after)
+        self.primal, self.dual = _norm(self.differences.sub_(self.after)), _norm(self.before.sub_(self.after))
+        bregman = _norm(torch.sub(self.state.splits, self.after, out=self.before))
+        # that of the Bregman variables counts too: where all noise is smoothed away, the others come to nothing
+        return torch.stack((self.primal / torch.stack((*sizes, bregman)).amax(0), self.dual / bregman)).nan_to_num(0.0)
+
+    def adapt(self) -> None:
+        """Changes the penalty for residuals of equal size; neither splits nor Bregman variables change by that."""
+        factor = (self.primal / self.dual).sqrt().nan_to_num(1.0).clamp(0.5, 2)
+        factor = factor.where(factor.log().abs() > 0.2, 1)
+        if (factor != 1).any():
+            self.state.splits.addcmul_(self.after, (factor - 1)[:, None, None, None, None])
+            self.state.penalty.mul_(factor)
+            self.invert()
+
+    def keep(self, chosen: Tensor) -> None:
+        """Goes on with these images only."""
+        self.images, self.estimate = self.images[chosen], self.estimate[chosen]
+        self.state = DenoisingState(*(tensor[chosen] for tensor in self.state))
+        self.allocate()
+
+
+def _shrink(splits: Tensor, outputs: Tensor) -> None:
+    torch.clamp(splits, -1, 1, out=outputs)
+    torch.sub(splits, outputs, out=outputs)
+
+
+def _norm(splits: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(splits.flatten(1), dim=1)
+
+
+class _Seed:
+    """The seed text's iteration: α = 500 for the differences, β = 50 for the residual, which is split off for l2 too.
+
+    With several channels it shrinks by the sum of magnitudes over them.
+    """
+
+    def __init__(self, images: Tensor, weight: float, fidelity: Fidelity) -> None:
+        self.images, self.weight, self.fidelity = images, weight, fidelity
+        self.estimate = images
+        self.state: DenoisingState | None = None
+        self.splits, self.bregman = images.new_zeros((2, len(images), 3, *images.shape[1:]))
+        along_x, along_y = _second_differences(images)
+        self.variation = (along_x + along_y).to(images.dtype)
+
+    def step(self, *, measured: bool) -> Tensor:
+        """Takes a step and returns the relative residuals, primal and dual, [2, samples]."""
+        alpha, beta = _SEED_PENALTIES
+        penalties = self.images.new_tensor([alpha, alpha, beta])[:, None, None, None]
+        x, y, f = (self.splits + self.bregman / penalties).unbind(1)
+        target = f + self.images + alpha / beta * ((x.roll(1, -1) - x) + (y.roll(1, -2) - y))
+        self.estimate = torch.fft.ifft2(torch.fft.fft2(target) / (1 + alpha / beta * self.variation)).real
+        differences = (self.estimate.roll(-1, axis) - self.estimate for axis in (-1, -2))
+        values = torch.stack((*differences, self.estimate - self.images), 1)
+        before = self.splits
+        x, y, f = (values - self.bregman / penalties).unbind(1)
+        f = _shrink_together(f, 1 / beta) if self.fidelity == "l1" else beta / (2 + beta) * f
+        x, y = _shrink_together(x, self.weight / alpha), _shrink_together(y, self.weight / alpha)
+        self.splits = torch.stack((x, y, f), 1)
+        self.bregman = self.bregman + penalties * (self.splits - values)
+        primal = _norm(values - self.splits) / torch.maximum(_norm(values), _norm(self.splits))
+        dual = _norm(penalties * (self.splits - before)) / _norm(self.bregman)
+        return torch.stack((primal, dual)).nan_to_num(0.0)
+
+    def adapt(self) -> None:
+        """Does nothing: its penalties are constant."""
+
+    def keep(self, chosen: Tensor) -> None:
+        """Is not called while images remain: they all take the same number of steps."""
+
+
+def _shrink_together(values: Tensor, threshold: float) -> Tensor:
+    """The soft threshold by the sum of magnitudes over channels, [samples, channels, ...]."""
+    magnitude = values.abs().sum(1, keepdim=True)
+    return values * (soft_threshold(magnitude, threshold) / magnitude).where(magnitude > 0, 0)
+
+
+def _second_differences(images: Tensor) -> tuple[Tensor, Tensor]:
+    """∂xᵀ∂x and ∂yᵀ∂y for every frequency, [width] and [height, 1], in float64."""
+    height, width = (
+        2 - 2 * torch.cos(torch.arange(length, dtype=torch.float64, device=images.device) * (2 * math.pi / length))
+        for length in images.shape[-2:]
+    )
+    return width, height[:, None]
+
+
+def _to_float(name: str, image: Tensor) -> Tensor:
+    """The image in floating point, all checks done."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
+    if not image.dtype.is_floating_point and not image.dtype.is_complex:
+        scale = 1 if image.dtype == torch.bool else torch.iinfo(image.dtype).max
+        image = (image.double() / scale).clamp(min=-1).float()
+    check_tensor(name, image)
+    if image.dim() < 2 or 0 in image.shape[-3:]:
+        raise ValueError(
+            f"{name} must have the shape [..., channels, height, width] or [height, width], without empty axes but in "
+            f"front, got {list(image.shape)}"
+        )
+    if image.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name} must not require a gradient: denoise_tv has none; pass {name}.detach()")
+    if not image.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+    return image
+
+
+def _check_start(start: DenoisingState, splits: Tensor) -> None:
+    """Checks that a state belongs to images whose splits look like these."""
+    if not isinstance(start, DenoisingState):
+        raise TypeError(f"start must be a DenoisingState, got {type(start).__name__}")
+    for name, tensor, shape in zip(start._fields, start, (splits.shape, splits.shape[:1]), strict=True):
+        if tensor.shape != shape:
+            raise ValueError(
+                f"start.{name} must have the shape {list(shape)} for this image and fidelity, got {list(tensor.shape)}"
+            )
+        check_same(f"start.{name}", tensor, "image (float64, else float32)", splits)

@@ -1,0 +1,296 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from srm_triton import use_backend
+from srm_triton.denoise import DenoisingState, denoise_tv, tv_objective
+
+NAN = math.nan
+
+
+def noisy_image(*shape, noise="gauss", seed=0, dtype=torch.float64):
+    """A bright rectangle on a dark gradient, the same in every channel, with noise; and the image without it."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = shape[-2:]
+    clean = torch.linspace(0.1, 0.4, width, dtype=torch.float64).expand(shape).clone()
+    clean[..., height // 4 : height // 2, width // 3 : 2 * width // 3] = 0.9
+    if noise == "gauss":
+        noisy = clean + 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    else:
+        noisy = clean.clone()
+        drawn = torch.rand(shape, generator=generator)
+        noisy[drawn < 0.05], noisy[drawn > 0.95] = 0, 1
+    return noisy.to(dtype), clean.to(dtype)
+
+
+def dual_bound(noisy, state, weight, fidelity):
+    """A lower bound of the objective of every image, which feasible Bregman variables prove wherever they come from.
+
+    min_u F(u − f) + λ‖∇u‖₁ ≥ ⟨f, ∇ᵀp⟩ − F*(∇ᵀp) for every |p| ≤ λ; F*(q) = ‖q‖²/4 for l2, and for l1 0 where |q| ≤ 1.
+    """
+    p = weight * state.splits[:, :2].clamp(-1, 1)
+    divergence = p[:, 0].roll(1, -1) - p[:, 0] + p[:, 1].roll(1, -2) - p[:, 1]
+    linear = (noisy * divergence).flatten(1).sum(1)
+    if fidelity == "l2":
+        return linear - divergence.square().flatten(1).sum(1) / 4
+    return linear / divergence.abs().flatten(1).amax(1).clamp(min=1)
+
+
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+@pytest.mark.parametrize("shape", [(2, 1, 16, 13), (1, 3, 8, 8), (3, 1, 1, 20), (1, 2, 9, 1)])
+@pytest.mark.parametrize("weight", [0.02, 0.3, 2.0])
+def test_no_image_has_a_smaller_objective(fidelity, shape, weight):
+    """Proved by duality, independently of how the image was found."""
+    noisy, _ = noisy_image(*shape, noise="gauss" if fidelity == "l2" else "pepper")
+    result = denoise_tv(noisy, weight, fidelity, tolerance=1e-6, max_iterations=5000, trace=True)
+    assert result.converged.all()
+    objective = tv_objective(result.image, noisy, weight, fidelity)
+    bound = dual_bound(noisy, result.state, weight, fidelity)
+    assert (objective >= bound * (1 - 1e-12)).all()
+    assert (objective - bound <= (1e-5 if fidelity == "l2" else 2e-3) * objective.clamp(min=1e-3)).all()
+    assert torch.equal(result.trace.objective[-1], objective)
+
+
+def seed_in_numpy(f, weight, fidelity, iterations):
+    """The seed text's MATLAB, line by line, for [height, width, channels]; returns the image, cost and error to f."""
+    height, width, channels = f.shape
+    kernel_x, kernel_y = np.zeros((height, width)), np.zeros((height, width))
+    kernel_x[0, 0] += 1
+    kernel_x[0, -1] -= 1
+    kernel_y[0, 0] += 1
+    kernel_y[-1, 0] -= 1
+    otf = np.abs(np.fft.fft2(kernel_x)) ** 2 + np.abs(np.fft.fft2(kernel_y)) ** 2
+    denominator = np.repeat(otf[:, :, None], channels, 2)
+    diff_r_i, grad_x, grad_y, aux_r_i, aux_x, aux_y = (np.zeros_like(f) for _ in range(6))
+    alpha, beta = 500.0, 50.0
+    costs, errors = [], []
+
+    def fft2(image):
+        return np.fft.fft2(image, axes=(0, 1))
+
+    def magnitude(values):
+        return np.repeat(np.abs(values).sum(2, keepdims=True), channels, 2)
+
+    def shrunk(values, size, threshold):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result = np.maximum(size - threshold, 0) * (values / size)
+        result[size == 0] = 0
+        return result
+
+    for _ in range(iterations):
+        x, y = grad_x + aux_x / alpha, grad_y + aux_y / alpha
+        numerator = fft2(diff_r_i + aux_r_i / beta) + fft2(f)
+        backward = np.concatenate([x[:, -1:] - x[:, :1], -np.diff(x, axis=1)], 1)
+        backward = backward + np.concatenate([y[-1:] - y[:1], -np.diff(y, axis=0)], 0)
+        spectrum = (numerator + alpha / beta * fft2(backward)) / (1 + alpha / beta * denominator)
+        u = np.real(np.fft.ifft2(spectrum, axes=(0, 1)))
+        u_x = np.concatenate([np.diff(u, axis=1), u[:, :1] - u[:, -1:]], 1)
+        u_y = np.concatenate([np.diff(u, axis=0), u[:1] - u[-1:]], 0)
+        grad_x, grad_y = u_x - aux_x / alpha, u_y - aux_y / alpha
+        grad_x = shrunk(grad_x, magnitude(grad_x), weight / alpha)
+        grad_y = shrunk(grad_y, magnitude(grad_y), weight / alpha)
+        diff_r_i = u - f - aux_r_i / beta
+        size = magnitude(diff_r_i)
+        diff_r_i = shrunk(diff_r_i, size, 1 / beta) if fidelity == "l1" else beta / (2 + beta) * diff_r_i
+        diff_r_i[size == 0] = 0
+        aux_r_i = aux_r_i + beta * (diff_r_i - (u - f))
+        aux_x = aux_x + alpha * (grad_x - u_x)
+        aux_y = aux_y + alpha * (grad_y - u_y)
+        distance = np.abs(u - f).sum() if fidelity == "l1" else (np.abs(u - f) ** 2).sum()
+        costs.append(distance + weight * (np.abs(u_x) + np.abs(u_y)).sum())
+        errors.append(np.sqrt(((u - f) ** 2).sum()) / np.sqrt(u.size))
+    return u, costs, errors
+
+
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_seeds_iteration_step_for_step(fidelity, channels):
+    noisy, _ = noisy_image(channels, 12, 15, noise="gauss" if fidelity == "l2" else "pepper")
+    for iterations in (1, 2, 7, 30):
+        expected, costs, errors = seed_in_numpy(noisy.permute(1, 2, 0).numpy(), 0.5, fidelity, iterations)
+        result = denoise_tv(
+            noisy, 0.5, fidelity, method="seed", max_iterations=iterations, reference=noisy, trace=True
+        )  # fmt: skip
+        np.testing.assert_allclose(result.image.permute(1, 2, 0).numpy(), expected, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(result.trace.objective.numpy(), costs, rtol=1e-12)
+        np.testing.assert_allclose(result.trace.error.numpy(), errors, rtol=1e-9, atol=1e-15)
+        assert result.iterations == iterations and not result.converged and result.state is None
+    assert costs[0] > costs[-1]
+
+
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+def test_both_methods_go_to_the_same_image(fidelity):
+    noisy, _ = noisy_image(1, 12, 15, noise="gauss" if fidelity == "l2" else "pepper")
+    best = tv_objective(denoise_tv(noisy, 0.5, fidelity, tolerance=1e-7, max_iterations=3000), noisy, 0.5, fidelity)
+    seed = denoise_tv(noisy, 0.5, fidelity, method="seed", max_iterations=3000, trace=True).trace.objective
+    assert best <= seed[-1] * (1 + 1e-9) and seed[-1] <= best * 1.002
+    assert seed[20] > best * 1.01  # which is why the other method exists
+
+
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+def test_each_image_of_a_batch_is_treated_alone(fidelity):
+    images = torch.stack([noisy_image(2, 10, 11, noise=noise)[0] for noise in ("gauss", "pepper", "gauss")])
+    images[2] = 0.02 * images[2].round() + 0.5
+    together = denoise_tv(images.reshape(3, 1, 2, 10, 11), 0.2, fidelity, trace=True)
+    assert together.image.shape == (3, 1, 2, 10, 11) and together.iterations.shape == (3, 1)
+    assert len(together.iterations.unique()) > 1
+    for i, image in enumerate(images):
+        alone = denoise_tv(image, 0.2, fidelity, trace=True)
+        torch.testing.assert_close(alone.image, together.image[i, 0], rtol=0, atol=1e-13)
+        assert alone.iterations == together.iterations[i, 0] and alone.converged == together.converged[i, 0]
+        own = together.trace.objective[: int(alone.iterations), i, 0]
+        torch.testing.assert_close(alone.trace.objective, own, rtol=1e-10, atol=0)
+        torch.testing.assert_close(alone.state.splits[0], together.state.splits[i], rtol=0, atol=1e-10)
+        assert (together.trace.objective[int(alone.iterations) :, i, 0] == own[-1]).all()
+
+
+def test_channels_are_denoised_by_the_same_penalty_but_apart():
+    noisy, _ = noisy_image(3, 10, 11)
+    result = denoise_tv(noisy, 0.2, tolerance=1e-8, max_iterations=3000)
+    for channel, image in enumerate(noisy):
+        alone = denoise_tv(image, 0.2, tolerance=1e-8, max_iterations=3000)
+        assert alone.shape == (10, 11)
+        torch.testing.assert_close(alone, result[channel], rtol=0, atol=1e-6)
+
+
+def test_tracing_changes_nothing():
+    noisy, clean = noisy_image(1, 20, 20)
+    traced = denoise_tv(noisy, 0.2, reference=clean, trace=True)
+    assert torch.equal(traced.image, denoise_tv(noisy, 0.2))
+    steps = int(traced.iterations)
+    assert all(row.shape == (steps,) and row.isfinite().all() for row in traced.trace)
+    error = (traced.image - clean).square().mean().sqrt()
+    torch.testing.assert_close(traced.trace.error[-1], error)
+    torch.testing.assert_close(traced.trace.psnr[-1], -20 * error.log10())
+    assert error < 0.5 * (noisy - clean).square().mean().sqrt()
+    assert max(traced.trace.primal_residual[-1], traced.trace.dual_residual[-1]) <= 0.01
+    without = denoise_tv(noisy, 0.2, trace=True).trace
+    assert without.error is None and without.psnr is None
+
+
+def test_stops_at_the_tolerance_or_the_last_iteration():
+    noisy, _ = noisy_image(1, 20, 20)
+    counts = [int(denoise_tv(noisy, 0.2, tolerance=t, trace=True).iterations) for t in (1e-1, 1e-2, 1e-3, 1e-4)]
+    assert counts == sorted(counts) and counts[0] < counts[-1]
+    seen = []
+    short = denoise_tv(noisy, 0.2, max_iterations=7, trace=True, after_iteration=lambda: seen.append(None))
+    assert short.iterations == 7 == len(seen) == len(short.trace.objective) and not short.converged
+    assert not denoise_tv(noisy, 0.2, tolerance=0.0, max_iterations=300, trace=True).converged
+
+
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+def test_warm_start(fidelity):
+    noisy, _ = noisy_image(2, 1, 20, 20)
+    cold = denoise_tv(noisy, 0.2, fidelity, tolerance=1e-4, trace=True)
+    splits = cold.state.splits.clone()
+    warm = denoise_tv(noisy + 1e-4, 0.2, fidelity, tolerance=1e-4, start=cold.state, trace=True)
+    assert (warm.iterations <= cold.iterations // 3).all() and warm.converged.all()
+    torch.testing.assert_close(warm.image, cold.image, rtol=0, atol=2e-3)
+    assert torch.equal(splits, cold.state.splits)  # of the caller
+    halfway = denoise_tv(noisy, 0.2, fidelity, max_iterations=20, tolerance=0.0, trace=True)
+    rest = denoise_tv(noisy, 0.2, fidelity, max_iterations=20, tolerance=0.0, start=halfway.state, trace=True)
+    assert rest.trace.objective[0].sum() < halfway.trace.objective[2].sum()
+
+
+def test_triton_equals_the_reference(device):
+    noisy = noisy_image(2, 1, 9, 12)[0].to(device)
+    for fidelity in ("l2", "l1"):
+        results = []
+        for backend in ("reference", "triton"):
+            with use_backend(backend):
+                results.append(denoise_tv(noisy, 0.2, fidelity, max_iterations=10))
+        torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_precision(dtype):
+    noisy, _ = noisy_image(1, 20, 20, dtype=dtype)
+    result = denoise_tv(noisy, 0.2, max_iterations=20, tolerance=0)
+    assert result.dtype == dtype
+    exact = denoise_tv(noisy.double(), 0.2, max_iterations=20, tolerance=0)
+    torch.testing.assert_close(result.double(), exact, rtol=0, atol=2 * torch.finfo(dtype).eps + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (torch.uint8, [0, 51, 255], [0, 0.2, 1]),
+        (torch.int16, [-32768, 0, 32767], [-1, 0, 1]),
+        (torch.uint16, [0, 13107, 65535], [0, 0.2, 1]),
+        (torch.bool, [False, True, True], [0, 1, 1]),
+    ],
+)
+def test_integers_become_numbers_up_to_1(dtype, values, expected):
+    image = torch.tensor(values).to(dtype).reshape(1, 1, 3)
+    expected = torch.tensor(expected, dtype=torch.float32).reshape(1, 1, 3)
+    result = denoise_tv(image, 0.0, trace=True, reference=image)
+    assert result.image.dtype == torch.float32
+    torch.testing.assert_close(result.image, expected)
+    torch.testing.assert_close(denoise_tv(image, 0.1), denoise_tv(expected, 0.1))
+
+
+def test_results_that_need_no_iteration():
+    noisy, _ = noisy_image(3, 1, 5, 4)
+    result = denoise_tv(noisy, 0, trace=True)
+    assert torch.equal(result.image, noisy) and result.converged.all() and not result.iterations.any()
+    assert result.trace.objective.shape == (0, 3)
+    empty = denoise_tv(noisy[:0], 0.3, trace=True)
+    assert empty.image.shape == (0, 1, 5, 4) and empty.iterations.shape == (0,)
+
+
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 1), (1, 6, 7)])
+def test_constant_images_stay(fidelity, shape):
+    image = torch.full(shape, 0.3)
+    result = denoise_tv(image, 0.5, fidelity, trace=True)
+    torch.testing.assert_close(result.image, image, rtol=0, atol=1e-6)
+    assert result.converged and result.iterations <= 5
+
+
+def test_large_weights_give_the_mean():
+    noisy, _ = noisy_image(1, 8, 9)
+    flat = denoise_tv(noisy, 1e4, tolerance=1e-6, max_iterations=2000)
+    torch.testing.assert_close(flat, noisy.mean().expand_as(flat), rtol=0, atol=1e-5)
+
+
+def test_layouts():
+    noisy = noisy_image(2, 3, 8, 9, dtype=torch.float32)[0]
+    for view in (noisy.to(memory_format=torch.channels_last), noisy.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert torch.equal(denoise_tv(view, 0.2), denoise_tv(noisy, 0.2))
+    assert torch.equal(denoise_tv(noisy[:1].expand(3, 3, 8, 9), 0.2)[2], denoise_tv(noisy[0], 0.2))
+
+
+IMAGE = torch.ones(1, 4, 4)
+STATE = DenoisingState(torch.zeros(1, 2, 1, 4, 4), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"image": [[1.0]]}, TypeError, "image must be a torch.Tensor, got list"),
+        ({"image": torch.ones(4)}, ValueError, r"image must have the shape \[..., channels, height, .* \[4\]"),
+        ({"image": torch.ones(1, 0, 4)}, ValueError, r"without empty axes but in front, got \[1, 0, 4\]"),
+        ({"image": IMAGE.to(torch.complex64)}, TypeError, "image must have one of the dtypes .* got complex64"),
+        ({"image": IMAGE * NAN}, ValueError, "image must be finite, got NaN or infinite values"),
+        ({"image": IMAGE / 0}, ValueError, "image must be finite, got NaN or infinite values"),
+        ({"image": IMAGE.clone().requires_grad_()}, RuntimeError, "image must not require a gradient"),
+        ({"weight": -0.1}, ValueError, "weight must be finite and ≥ 0, got -0.1"),
+        ({"weight": "1"}, TypeError, "weight must be a number, got '1'"),
+        ({"fidelity": "L2"}, ValueError, r"fidelity must be one of \('l1', 'l2'\), got 'L2'"),
+        ({"method": "fast"}, ValueError, r"method must be one of \('adaptive', 'seed'\), got 'fast'"),
+        ({"tolerance": -1e-3}, ValueError, "tolerance must be finite and ≥ 0"),
+        ({"max_iterations": 0}, ValueError, "max_iterations must be finite and ≥ 1, got 0"),
+        ({"max_iterations": 1.5}, TypeError, "max_iterations must be an int, got 1.5"),
+        ({"reference": torch.ones(1, 4, 5)}, ValueError, r"reference must have the shape of image, \[1, 4, 4\], got"),
+        ({"reference": IMAGE.double()}, TypeError, "reference must have the dtype of image"),
+        ({"start": "yes"}, TypeError, "start must be a DenoisingState, got str"),
+        ({"start": STATE, "fidelity": "l1"}, ValueError, r"start.splits must have the shape \[1, 3, 1, 4, 4\]"),
+        ({"start": STATE, "method": "seed"}, ValueError, "start must be None with method=\"seed\""),
+        ({"start": STATE, "image": IMAGE.double()}, TypeError, "start.splits must have the dtype of image"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=message):
+        denoise_tv(**{"image": IMAGE, "weight": 0.1} | arguments)
