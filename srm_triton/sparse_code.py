@@ -1,0 +1,218 @@
+"""Sparse representation: codes with few non-zeros over a dictionary, in place of a fully connected layer.
+
+    z(x) = argmin_z ½‖x − D·z‖² + λ‖z‖₁        D: [features, atoms]
+
+found by FISTA, which is unrolled, so z can be differentiated in x and D. With L the largest eigenvalue of DᵀD and S the
+soft threshold (`srm_triton/ops/shrink.py`), from z = y = 0, t = 1:
+
+    z⁺ = S_{λ/L}(y + Dᵀ(x − D·y)/L)
+    t  ← 1 where (y − z⁺)·(z⁺ − z) > 0           the momentum of a sample starts anew where it points uphill
+    t⁺ = (1 + √(1 + 4t²))/2
+    y⁺ = z⁺ + (t − 1)/t⁺·(z⁺ − z)
+
+It is computed in units of 1/L, in which the threshold is λ. Sources: Beck and Teboulle, "A Fast Iterative
+Shrinkage-Thresholding Algorithm for Linear Inverse Problems", SIAM J. Imaging Sciences 2009; restart: O'Donoghue and
+Candès, "Adaptive Restart for Accelerated Gradient Schemes", Found. Comput. Math. 2015; unrolled as a layer: Gregor and
+LeCun, "Learning Fast Approximations of Sparse Coding", ICML 2010.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srm_triton.checks import check_goes_with, check_number, check_same, check_size, check_tensor
+from srm_triton.kernels.layout import accumulator_dtype
+from srm_triton.ops.shrink import soft_threshold
+
+
+class SparseStatistics(NamedTuple):
+    """How good and how sparse codes are, each [...] for inputs [..., features]."""
+
+    objective: Tensor
+    """½‖x − D·z‖² + λ‖z‖₁, which the code minimises."""
+    nonzero_share: Tensor
+    """Number of non-zeros in units of the number of atoms."""
+
+
+def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iterations: int = 20) -> Tensor:
+    """Returns sparse codes by unrolled FISTA (equations: the module's).
+
+    Args:
+        inputs: x, [..., features]; float64, float32, float16 or bfloat16. It is computed in float64 for float64, else
+            in float32, under autocast too.
+        dictionary: D, [features, atoms], in the dtype of `inputs` or in float32 for half-precision inputs; its columns
+            are usually of norm 1.
+        sparsity: λ, positive; the larger, the fewer non-zeros. Above max|Dᵀx| the code is 0.
+        iterations: how many; 20 come to within about 1e-3 of the smallest objective where atoms are not many more than
+            features, 100 to 1e-4 or better where they are four times as many.
+
+    Returns:
+        [..., atoms] in the dtype of `inputs`. A NaN makes NaN of its own sample's code only.
+
+    Raises:
+        TypeError: for another dtype, or a sparsity or number of iterations of another type.
+        ValueError: for another shape or device, a sparsity that is not positive, fewer than one iteration.
+
+    Example:
+        >>> dictionary = torch.eye(3)
+        >>> sparse_encode(torch.tensor([3.0, -0.5, 1.5]), dictionary, sparsity=1.0)
+        tensor([2.0000, 0.0000, 0.5000])
+    """
+    _check_inputs(inputs, dictionary)
+    check_number("sparsity", sparsity, 0, above=True)
+    check_number("iterations", iterations, 1, whole=True)
+    with torch.autocast(inputs.device.type, enabled=False):
+        dtype = accumulator_dtype(inputs.dtype)
+        x, atoms = inputs.to(dtype).reshape(-1, inputs.shape[-1]), dictionary.to(dtype)
+        codes = _fista(x, atoms, sparsity, iterations)
+    return codes.to(inputs.dtype).reshape(*inputs.shape[:-1], dictionary.shape[1])
+
+
+def _fista(x: Tensor, dictionary: Tensor, sparsity: float, iterations: int) -> Tensor:
+    gram = dictionary.t() @ dictionary
+    step = 1 / torch.linalg.eigvalsh(gram)[-1].clamp(min=torch.finfo(gram.dtype).tiny)
+    keep = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - step * gram
+    correlation = x @ dictionary
+    z = y = torch.zeros_like(correlation)
+    t = torch.ones_like(correlation[:, :1])
+    for _ in range(iterations):
+        z_next = soft_threshold(torch.addmm(correlation, y, keep), sparsity)
+        uphill = ((y - z_next) * (z_next - z)).sum(1, keepdim=True) > 0
+        t = t.masked_fill(uphill, 1)
+        t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
+        y = z_next + (t - 1) / t_next * (z_next - z)
+        z, t = z_next, t_next
+    return z * step
+
+
+def sparse_statistics(inputs: Tensor, dictionary: Tensor, codes: Tensor, sparsity: float) -> SparseStatistics:
+    """Returns the objective and the share of non-zeros of every code.
+
+    Args:
+        inputs: x, [..., features].
+        dictionary: D, [features, atoms].
+        codes: z, [..., atoms].
+        sparsity: λ.
+
+    Raises:
+        TypeError: for dtypes that differ or are not floating point.
+        ValueError: for shapes or devices that do not go together.
+
+    Example:
+        >>> codes = torch.tensor([[2.0, 0.0]])
+        >>> sparse_statistics(torch.tensor([[3.0, 0.0]]), torch.eye(2), codes, 1.0)
+        SparseStatistics(objective=tensor([2.5000]), nonzero_share=tensor([0.5000]))
+    """
+    _check_inputs(inputs, dictionary)
+    check_tensor("codes", codes)
+    check_same("codes", codes, "inputs", inputs)
+    if codes.shape != (*inputs.shape[:-1], dictionary.shape[1]):
+        expected = [*inputs.shape[:-1], dictionary.shape[1]]
+        raise ValueError(f"codes must have the shape {expected} (inputs and atoms), got {list(codes.shape)}")
+    with torch.autocast(inputs.device.type, enabled=False):
+        x, atoms, z = (tensor.to(accumulator_dtype(inputs.dtype)) for tensor in (inputs, dictionary, codes))
+        objective = (x - z @ atoms.t()).square().sum(-1) / 2 + sparsity * z.abs().sum(-1)
+    return SparseStatistics(objective, (z != 0).to(z.dtype).mean(-1))
+
+
+def _check_inputs(inputs: Tensor, dictionary: Tensor) -> None:
+    check_tensor("inputs", inputs)
+    check_tensor("dictionary", dictionary, "[features, atoms]")
+    check_goes_with("dictionary", dictionary, "inputs", inputs)
+    if 0 in dictionary.shape:
+        raise ValueError(f"dictionary must have at least one feature and one atom, got {list(dictionary.shape)}")
+    if inputs.dim() < 1:
+        raise ValueError("inputs must have the shape [..., features], got []")
+    check_size("inputs", inputs, -1, dictionary.shape[0], "axis 0 of dictionary")
+
+
+class SparseRepresentation(nn.Module):
+    """A layer that represents its inputs sparsely over a learned dictionary of atoms of norm 1.
+
+    Args:
+        in_features: size of each input.
+        atoms: size of each code.
+        sparsity: λ, positive.
+        iterations: of FISTA.
+        classes: if given, a linear classifier on the code gives so many outputs.
+        device: of the parameters, as in `torch.nn.Linear`.
+        dtype: of the parameters.
+
+    Attributes:
+        weight: [in_features, atoms], learned; its columns, scaled to norm 1, are the atoms.
+        classifier: `torch.nn.Linear`, or None.
+
+    Shape:
+        [..., in_features] to [..., atoms], with `classes` to [..., classes].
+
+    Raises:
+        TypeError: for arguments of another type.
+        ValueError: for sizes or numbers of iterations below 1, or a sparsity that is not positive.
+
+    Example:
+        >>> layer = SparseRepresentation(64, 128, sparsity=0.1)
+        >>> layer(torch.rand(5, 64)).shape
+        torch.Size([5, 128])
+        >>> layer.statistics(torch.rand(5, 64)).nonzero_share.max() < 1
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        atoms: int,
+        sparsity: float = 0.1,
+        iterations: int = 20,
+        *,
+        classes: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_number("in_features", in_features, 1, whole=True)
+        check_number("atoms", atoms, 1, whole=True)
+        check_number("sparsity", sparsity, 0, above=True)
+        check_number("iterations", iterations, 1, whole=True)
+        self.sparsity = sparsity
+        self.iterations = iterations
+        self.weight = nn.Parameter(torch.empty(in_features, atoms, device=device, dtype=dtype))
+        self.classifier: nn.Linear | None = None
+        if classes is not None:
+            check_number("classes", classes, 1, whole=True)
+            self.classifier = nn.Linear(atoms, classes, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets atoms of random directions."""
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(torch.randn_like(self.weight), dim=0))
+        if self.classifier is not None:
+            self.classifier.reset_parameters()
+
+    def dictionary(self) -> Tensor:
+        """The atoms, [in_features, atoms]."""
+        return F.normalize(self.weight, dim=0)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Returns the codes of `sparse_encode`, [..., atoms]."""
+        return sparse_encode(inputs, self.dictionary(), self.sparsity, self.iterations)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the codes, or what the classifier makes of them."""
+        codes = self.encode(inputs)
+        if self.classifier is None:
+            return codes
+        outputs: Tensor = self.classifier(codes)
+        return outputs
+
+    @torch.no_grad()
+    def statistics(self, inputs: Tensor) -> SparseStatistics:
+        """Returns the statistics of the inputs' codes."""
+        return sparse_statistics(inputs, self.dictionary(), self.encode(inputs), self.sparsity)
+
+    def extra_repr(self) -> str:
+        """Sizes and constants, as the module prints them."""
+        in_features, atoms = self.weight.shape
+        return f"in_features={in_features}, atoms={atoms}, sparsity={self.sparsity}, iterations={self.iterations}"
