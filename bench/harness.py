@@ -48,6 +48,7 @@ def measure(
     backward: bool = True,
     traffic: int | None = None,
     count_tensors: bool = False,
+    excess: Callable[[Tensor], float] | None = None,
 ) -> list[dict[str, Any]]:
     """Measures the contenders in interleaved rounds.
 
@@ -59,6 +60,7 @@ def measure(
         backward: whether the gradients of the `tensors` that require one belong to the work.
         traffic: least number of bytes to move for each element of the output.
         count_tensors: whether `tensors` count among the bytes kept for backward.
+        excess: how far the objective of a result is above the smallest one, for contenders that minimise.
 
     Returns:
         A record for each contender, and one for the copy.
@@ -66,7 +68,7 @@ def measure(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        records, runs, elements = _prepare(contenders, tensors, backward, count_tensors)
+        records, runs, elements = _prepare(contenders, tensors, backward, count_tensors, excess)
         if traffic is not None:
             source = torch.ones(elements * traffic // 2, dtype=torch.uint8, device=DEVICE)
             destination = torch.zeros_like(source)
@@ -92,7 +94,11 @@ def measure(
 
 
 def _prepare(
-    contenders: Sequence[Contender], tensors: Sequence[Tensor], backward: bool, count_tensors: bool
+    contenders: Sequence[Contender],
+    tensors: Sequence[Tensor],
+    backward: bool,
+    count_tensors: bool,
+    excess: Callable[[Tensor], float] | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Callable[[], Any]], int]:
     """Builds the contenders, checks that they agree, and counts what each keeps for backward."""
     records: list[dict[str, Any]] = []
@@ -115,6 +121,8 @@ def _prepare(
         results = run()
         record["first_call_seconds"] = time.perf_counter() - start  # including compilation, where there is one
         elements = results[0].numel()
+        if excess is not None:
+            record["excess"] = excess(results[0])
         if contender.comparable:
             expected = expected or results
             _check_agreement(contender.name, results, expected)

@@ -99,6 +99,8 @@ def _case_table(records: Records) -> list[str]:
         columns["of the copy's rate"] = lambda r: f"{r['copy_rate']:.0%}"
     if any("kept_bytes" in record for record in measured):
         columns["kept bytes"] = lambda r: f"{r['kept_bytes']:.3g}" if "kept_bytes" in r else ""
+    if any("excess" in record for record in measured):
+        columns["objective"] = lambda r: f"+{max(r['excess'], 0):.2%}"
     return _table([list(columns), *([cell(record) for cell in columns.values()] for record in measured)])
 
 
@@ -130,11 +132,12 @@ def notes(run: Run) -> str:
             "",
             f"    {run['command']}",
             "",
-            "An element is one value of the output: a neuron at a step. Times are medians over rounds in which every",
-            "contender runs once, in random order, in float32; quotients are medians of quotients within a round. The",
-            "copy moves as many bytes as the work must at least, between two buffers that exist already; its rate is",
-            "the roof. Kept bytes are what autograd holds for the backward, for each element, without the layer's",
-            f"inputs and parameters. Compilation ({compilation:.0f} s, all first calls) is not in the times.",
+            "An element is one value of the output, such as a neuron at a step. Times are medians over rounds in",
+            "which every contender runs once, in random order, in float32; quotients are medians of quotients of",
+            "a round. The copy moves as many bytes as the work must at least, between two buffers that exist",
+            "already; its rate is the roof. Kept bytes are what autograd holds for the backward, for each",
+            "element, without the layer's inputs and parameters. Objectives are given as what they are above the",
+            f"smallest one. Compilation ({compilation:.0f} s, all first calls) is not in the times.",
             "",
             *(f"- **{name}**: {about}" for name, about in run["about"].items()),
             *([""] if skipped else []),

@@ -1,4 +1,4 @@
-"""The command line: `srm-triton train`, `verify`, `tune` and `info`."""
+"""The command line: `srm-triton train`, `verify`, `tune`, `denoise` and `info`."""
 
 import argparse
 import contextlib
@@ -19,13 +19,15 @@ import torch
 from srm_triton import data, training, tuning, tuning_cache
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import FLOATING
+from srm_triton.denoise import Fidelity, Method, denoise_tv, to_float
 from srm_triton.files import partial
 from srm_triton.kernels import SRM_SCAN_CHUNK, native
 from srm_triton.kernels.configurations import CANDIDATES, Configuration
 from srm_triton.training import CHECKPOINT, LEARNING_PLOT, METRICS, SAMPLE_PLOT, CheckpointError, TrainingConfig
 
+DENOISING_WEIGHTS = {"l2": 0.15, "l1": 1.0}
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
-DEMO_PACKAGES = ("matplotlib", "numpy", "sklearn", "tqdm")
+DEMO_PACKAGES = ("PIL", "matplotlib", "numpy", "sklearn", "tqdm")
 RUN_FILES = (CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 
@@ -126,6 +128,32 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("--import", type=Path, metavar="FILE", dest="source", help="add the entries of another file")
     action.add_argument("--clear", action="store_true", help="remove the tuning file")
     tune.add_argument("--dtype", choices=DTYPES, default="float32", help="to tune for (default: %(default)s)")
+
+    denoise = commands.add_parser(
+        "denoise",
+        help="remove noise from an image",
+        description="Removes noise from an image by total variation; edges and opacity stay.",
+    )
+    denoise.set_defaults(run=_denoise)
+    denoise.add_argument("input", type=Path, metavar="IN", help="an image file")
+    denoise.add_argument("output", type=Path, metavar="OUT", help="the PNG file to write")
+    denoise.add_argument(
+        "--fidelity",
+        choices=get_args(Fidelity),
+        default="l2",
+        help="l2 for Gaussian noise, l1 for salt and pepper (default: %(default)s)",
+    )
+    usual = ", ".join(f"{weight} for {fidelity}" for fidelity, weight in DENOISING_WEIGHTS.items())
+    denoise.add_argument("--weight", type=float, help=f"the larger, the smoother (default: {usual})")
+    denoise.add_argument("--method", choices=get_args(Method), default="adaptive", help="default: %(default)s")
+    denoise.add_argument("--tolerance", type=float, default=0.01, help="where to stop (default: %(default)s)")
+    denoise.add_argument("--max-iterations", type=int, default=500, help="at the latest (default: %(default)s)")
+    denoise.add_argument("--reference", type=Path, metavar="FILE", help="the image without noise, to compare with")
+    denoise.add_argument("--plot", type=Path, metavar="FILE", help="PNG file for images and trace")
+    denoise.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
+    denoise.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
     info = commands.add_parser("info", parents=[cache], help="show versions, devices, backends and the tuning file")
     info.set_defaults(run=_info)
@@ -322,7 +350,7 @@ def _tune_shapes(
     cache: tuning_cache.TuningCache, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device
 ) -> int:
     untuned = 0
-    with _progress(len(shapes) * sum(map(len, CANDIDATES.values()))) as (advance, write):
+    with _progress(len(shapes) * sum(map(len, CANDIDATES.values())), "candidate") as (advance, write):
         for shape in shapes:
             for tuned in tuning.tune(shape, dtype, device, after_trial=advance):
                 result = "no candidate can serve"
@@ -345,14 +373,14 @@ def _describe(configuration: Configuration) -> str:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
+def _progress(total: int, unit: str) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
     """What advances a progress bar and what prints a line above it; without tqdm there is no bar."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         yield lambda: None, print
         return
-    with tqdm(total=total, unit="candidate", disable=None) as bar:
+    with tqdm(total=total, unit=unit, disable=None) as bar:
         yield bar.update, bar.write
 
 
@@ -366,6 +394,50 @@ def _print_entries(cache: tuning_cache.TuningCache) -> None:
             f"{case.kernel:18} {case.device}, {case.dtype}, {time}, up to 2^{case.log2_neurons} neurons: "
             f"{_describe(configuration)}, {milliseconds:.4f} ms ({versions})"
         )
+
+
+# denoise
+
+
+def _denoise(options: argparse.Namespace) -> int:
+    from srm_triton.images import read_image, write_png
+
+    outputs = [path for path in (options.output, options.plot) if path is not None]
+    for path in outputs:
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"{path}: must end with .png")
+        if path.exists() and not options.overwrite:
+            raise ValueError(f"{path}: exists; choose another name, or add --overwrite")
+    device = _device(options.device)
+    image = read_image(options.input)
+    noisy = image.pixels.to(device)
+    reference = None if options.reference is None else read_image(options.reference).pixels.to(device)
+    with _progress(options.max_iterations, "iteration") as (advance, _):
+        result = denoise_tv(
+            noisy,
+            DENOISING_WEIGHTS[options.fidelity] if options.weight is None else options.weight,
+            options.fidelity,
+            method=options.method,
+            tolerance=options.tolerance,
+            max_iterations=options.max_iterations,
+            reference=reference,
+            trace=True,
+            after_iteration=advance,
+        )
+    write_png(options.output, result.image, image)
+    if options.plot is not None:
+        from srm_triton.plots import plot_denoising
+
+        plot_denoising(noisy, result, options.plot)
+    end = "converged" if result.converged else "stopped before the tolerance was reached"
+    print(f"{int(result.iterations)} iterations, {end}")
+    if reference is not None:
+        before = -10 * (to_float(noisy) - to_float(reference)).double().square().mean().log10()
+        after = -10 * (result.image - to_float(reference)).double().square().mean().log10()
+        print(f"peak signal-to-noise ratio {before:.2f} dB before, {after:.2f} dB after")
+    for path in outputs:
+        print(f"  {path}")
+    return 0
 
 
 # info

@@ -26,7 +26,7 @@ Method = Literal["adaptive", "seed"]
 _RELAXATION = {"l1": 1.0, "l2": 1.8}
 _PENALTY = {"l1": 0.9, "l2": 1.5}  # at the start, in units of one over the mean difference of neighbours
 _CHECK_EVERY = 5  # iterations
-_ADAPT_UNTIL = 100  # constant penalties from there on: convergence is proven for those
+_ADAPT_UNTIL = 30  # constant penalties from there on: convergence is proven for those
 _SEED_PENALTIES = 500.0, 50.0
 
 
@@ -178,8 +178,8 @@ def denoise_tv(
     check_option("method", method, get_args(Method))
     check_number("tolerance", tolerance, 0)
     check_number("max_iterations", max_iterations, 1, whole=True)
-    noisy = _to_float("image", image)
-    clean = None if reference is None else _to_float("reference", reference)
+    noisy = _checked_image("image", image)
+    clean = None if reference is None else _checked_image("reference", reference)
     if clean is not None:
         check_same("reference", clean, "image", noisy)
         if clean.shape != noisy.shape:
@@ -416,13 +416,24 @@ def _second_differences(images: Tensor) -> tuple[Tensor, Tensor]:
     return width, height[:, None]
 
 
-def _to_float(name: str, image: Tensor) -> Tensor:
+def to_float(image: Tensor) -> Tensor:
+    """Returns an image in floating point: integers divided by their type's largest value, and at least −1.
+
+    Example:
+        >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        tensor([0.0000, 0.2000, 1.0000])
+    """
+    if image.dtype.is_floating_point or image.dtype.is_complex:
+        return image
+    scale = 1 if image.dtype == torch.bool else torch.iinfo(image.dtype).max
+    return (image.double() / scale).clamp(min=-1).float()
+
+
+def _checked_image(name: str, image: Tensor) -> Tensor:
     """The image in floating point, all checks done."""
     if not isinstance(image, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
-    if not image.dtype.is_floating_point and not image.dtype.is_complex:
-        scale = 1 if image.dtype == torch.bool else torch.iinfo(image.dtype).max
-        image = (image.double() / scale).clamp(min=-1).float()
+    image = to_float(image)
     check_tensor(name, image)
     if image.dim() < 2 or 0 in image.shape[-3:]:
         raise ValueError(

@@ -141,7 +141,7 @@ class SparseRepresentation(nn.Module):
         dtype: of the parameters.
 
     Attributes:
-        weight: [in_features, atoms], learned; its columns, scaled to norm 1, are the atoms.
+        dictionary: [in_features, atoms], learned; its columns, scaled to norm 1, are the atoms.
         classifier: `torch.nn.Linear`, or None.
 
     Shape:
@@ -177,7 +177,7 @@ class SparseRepresentation(nn.Module):
         check_number("iterations", iterations, 1, whole=True)
         self.sparsity = sparsity
         self.iterations = iterations
-        self.weight = nn.Parameter(torch.empty(in_features, atoms, device=device, dtype=dtype))
+        self.dictionary = nn.Parameter(torch.empty(in_features, atoms, device=device, dtype=dtype))
         self.classifier: nn.Linear | None = None
         if classes is not None:
             check_number("classes", classes, 1, whole=True)
@@ -187,17 +187,17 @@ class SparseRepresentation(nn.Module):
     def reset_parameters(self) -> None:
         """Sets atoms of random directions."""
         with torch.no_grad():
-            self.weight.copy_(F.normalize(torch.randn_like(self.weight), dim=0))
+            self.dictionary.copy_(F.normalize(torch.randn_like(self.dictionary), dim=0))
         if self.classifier is not None:
             self.classifier.reset_parameters()
 
-    def dictionary(self) -> Tensor:
-        """The atoms, [in_features, atoms]."""
-        return F.normalize(self.weight, dim=0)
+    def atoms(self) -> Tensor:
+        """The atoms, [in_features, atoms], of norm 1."""
+        return F.normalize(self.dictionary, dim=0)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Returns the codes of `sparse_encode`, [..., atoms]."""
-        return sparse_encode(inputs, self.dictionary(), self.sparsity, self.iterations)
+        return sparse_encode(inputs, self.atoms(), self.sparsity, self.iterations)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the codes, or what the classifier makes of them."""
@@ -210,9 +210,9 @@ class SparseRepresentation(nn.Module):
     @torch.no_grad()
     def statistics(self, inputs: Tensor) -> SparseStatistics:
         """Returns the statistics of the inputs' codes."""
-        return sparse_statistics(inputs, self.dictionary(), self.encode(inputs), self.sparsity)
+        return sparse_statistics(inputs, self.atoms(), self.encode(inputs), self.sparsity)
 
     def extra_repr(self) -> str:
         """Sizes and constants, as the module prints them."""
-        in_features, atoms = self.weight.shape
+        in_features, atoms = self.dictionary.shape
         return f"in_features={in_features}, atoms={atoms}, sparsity={self.sparsity}, iterations={self.iterations}"

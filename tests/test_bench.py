@@ -17,11 +17,13 @@ def test_every_benchmark_reports(tmp_path):
 
     run = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert set(run) == {"machine", "versions", "date", "command", "about", "results"}
-    for operation in ("srm_scan", "batch_norm", "spiking_affine"):
+    both, alone = {"reference", "triton"}, {"scikit-image"}
+    expected = {"srm_scan": both, "batch_norm": both, "spiking_affine": both, "sparse_code": both, "denoise": alone}
+    for operation, contenders in (expected | {"regression": {"scikit-learn"}}).items():
         assert f"## {operation}" in process.stdout
         assert (tmp_path / f"{operation}.png").stat().st_size > 10_000
         records = [record for record in run["results"] if record["operation"] == operation]
-        assert {"reference", "triton"} < {record["contender"] for record in records}
+        assert contenders < {record["contender"] for record in records}
         for record in records:
             if "skipped" in record:
                 assert record["contender"] not in ("reference", "published loop"), record

@@ -84,12 +84,12 @@ def test_the_layer_learns_its_dictionary():
     objectives = []
     for _ in range(40):
         codes = layer(inputs)
-        loss = sparse_statistics(inputs, layer.dictionary(), codes, layer.sparsity).objective.mean()
+        loss = sparse_statistics(inputs, layer.atoms(), codes, layer.sparsity).objective.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         objectives.append(loss.item())
-        torch.testing.assert_close(layer.dictionary().norm(dim=0), torch.ones(30))
+        torch.testing.assert_close(layer.atoms().norm(dim=0), torch.ones(30))
     assert objectives[-1] < 0.85 * objectives[0]
     statistics = layer.statistics(inputs)
     assert statistics.objective.shape == statistics.nonzero_share.shape == (200,)
@@ -164,9 +164,9 @@ def test_compile_and_transforms():
     inputs = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).double()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(inputs), layer(inputs))
-    mapped = torch.func.vmap(lambda x: sparse_encode(x, layer.dictionary(), 0.1, 4))(inputs)
-    torch.testing.assert_close(mapped, sparse_encode(inputs, layer.dictionary(), 0.1, 4))
-    gradients = torch.func.vmap(torch.func.grad(lambda x: sparse_encode(x, layer.dictionary(), 0.1, 4).sum()))(inputs)
+    mapped = torch.func.vmap(lambda x: sparse_encode(x, layer.atoms(), 0.1, 4))(inputs)
+    torch.testing.assert_close(mapped, sparse_encode(inputs, layer.atoms(), 0.1, 4))
+    gradients = torch.func.vmap(torch.func.grad(lambda x: sparse_encode(x, layer.atoms(), 0.1, 4).sum()))(inputs)
     leaf = inputs.clone().requires_grad_()
     torch.testing.assert_close(gradients, torch.autograd.grad(layer(leaf).sum(), leaf)[0])
 

@@ -128,6 +128,15 @@ def test_compiled_once_for_all_batches_and_times(device):
 
 
 @ignores_warnings
+def test_compiled_where_nothing_requires_a_gradient(device):
+    model = network(device=device).requires_grad_(False)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs, _ = data(3, 6, device=device)
+    with torch.no_grad():
+        assert torch.equal(compiled(inputs), model(inputs))
+
+
+@ignores_warnings
 @pytest.mark.parametrize("label", [-100, -1, 3])
 @pytest.mark.parametrize("loss", ["count_loss", "srm_linear"])
 @pytest.mark.parametrize("transform", [partial(torch.compile, backend="eager"), vmap])

@@ -203,8 +203,17 @@ _map(_backward, None, None, 0, 1)
 
 class _BatchNorm(Function):
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        return _normalise(*arguments)
+    def forward(  # with names, which torch.compile needs where nothing requires a gradient
+        inputs: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        dim: int,
+        eps: float,
+        correction: int,
+        gradient_correction: int,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        return _normalise(inputs, weight, bias, dim, eps, correction, gradient_correction, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,0 +1,61 @@
+"""Sparse codes of a batch against scikit-learn."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import sparse_encode as encode_of_scikit_learn
+from torch import Tensor
+
+from bench.contenders import on_backends
+from bench.harness import DEVICE, THREADS, Contender, UnavailableError
+from srm_triton.sparse_code import sparse_encode, sparse_statistics
+
+SPARSITY = 0.1
+CASES = {
+    "complete": {"samples": 256, "features": 512, "atoms": 512},
+    "overcomplete": {"samples": 256, "features": 64, "atoms": 256},
+}
+ITERATIONS = {"complete": 20, "overcomplete": 100}  # to within 1e-4 of the smallest objective
+
+
+def _scikit_learn(algorithm: str) -> Callable[[], Callable[..., Tensor]]:
+    def build() -> Callable[..., Tensor]:
+        if DEVICE.type != "cpu":
+            raise UnavailableError("runs on the CPU")
+        from threadpoolctl import threadpool_limits
+
+        def run(x: Tensor, dictionary: Tensor) -> Tensor:
+            with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                codes = encode_of_scikit_learn(x.numpy(), dictionary.t().numpy(), algorithm=algorithm, alpha=SPARSITY)
+            return torch.from_numpy(codes).float()
+
+        return run
+
+    return build
+
+
+# An element is an entry of a code.
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("name", CASES)
+def test_sparse_encode(measure, shrink, threads, name):
+    shape = shrink(CASES[name])
+    dictionary = F.normalize(torch.randn(shape["features"], shape["atoms"], device=DEVICE), dim=0)
+    codes = torch.randn(shape["samples"], shape["atoms"], device=DEVICE)
+    codes *= torch.rand_like(codes) < 0.05
+    x = F.normalize(codes @ dictionary.t() + 0.01 * torch.randn(shape["samples"], shape["features"], device=DEVICE))
+
+    def objective(z: Tensor) -> float:
+        return float(sparse_statistics(x.double(), dictionary.double(), z.double(), SPARSITY).objective.sum())
+
+    best = objective(sparse_encode(x.double(), dictionary.double(), SPARSITY, 3000))
+    contenders = [
+        *on_backends(lambda x, d: sparse_encode(x, d, SPARSITY, ITERATIONS[name]), ("reference", "triton")),
+        Contender("scikit-learn, coordinate descent", _scikit_learn("lasso_cd")),
+        Contender("scikit-learn, least angles", _scikit_learn("lasso_lars")),
+    ]
+    options = {"threads": threads, "backward": False, "excess": lambda codes: objective(codes) / best - 1}
+    measure(name, shape, contenders, [x, dictionary], **options)

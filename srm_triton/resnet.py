@@ -1,0 +1,264 @@
+"""ResNet-18 for images: with a sparse representation in place of the fully connected layer, and with spiking neurons.
+
+Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. A spiking block adds the spikes of both
+branches, s = a + b, as SEW ResNet does (Fang et al., "Deep Residual Learning in Spiking Neural Networks", NeurIPS
+2021). The gradient with respect to the times of those spikes is shared by the branches as each took part:
+
+    grad_a = grad·a/s      grad_b = grad·b/s      both 0 where s = 0
+
+since a convolution hands back the gradient of one spike times s.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srm_triton.checks import check_number, check_option, check_size, check_tensor
+from srm_triton.functions import Function, once_differentiable
+from srm_triton.layers import SpikeAvgPool2d, SRMConv2d, SRMLinear
+from srm_triton.ops.spiking_affine import LabelledSpikes
+from srm_triton.parameters import SRMParameters
+from srm_triton.sparse_code import SparseRepresentation
+from srm_triton.sparse_linear import SparseLinear
+
+Head = Literal["sparse", "linear", "sparse-linear"]
+
+_HEADS: dict[str, Callable[..., nn.Module]] = {
+    "sparse": SparseRepresentation,
+    "linear": nn.Linear,
+    "sparse-linear": SparseLinear,
+}
+
+
+def _stages(block: Callable[[int, int, int], nn.Module], width: int) -> dict[str, nn.Sequential]:
+    """`layer1` … `layer4`, of blocks that are made from their channels in, channels out and stride."""
+    stages, channels = {}, width
+    for number, stride in enumerate((1, 2, 2, 2), 1):
+        wider = width * 2 ** (number - 1)
+        stages[f"layer{number}"] = nn.Sequential(block(channels, wider, stride), block(wider, wider, 1))
+        channels = wider
+    return stages
+
+
+def _check_sizes(out_features: Any, in_channels: Any, width: Any, narrowest: int) -> None:
+    for name, size, smallest in (
+        ("out_features", out_features, 1),
+        ("in_channels", in_channels, 1),
+        ("width", width, narrowest),
+    ):
+        check_number(name, size, smallest, whole=True)
+
+
+class BasicBlock2D(nn.Module):
+    """Two 3 × 3 convolutions, and a shortcut around them: the identity, or a 1 × 1 convolution where the shape changes.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: of the first convolution and of the shortcut.
+
+    Shape:
+        [batch, in_channels, height, width] to [batch, out_channels, ⌈height / stride⌉, ⌈width / stride⌉].
+
+    Example:
+        >>> BasicBlock2D(4, 8, stride=2)(torch.rand(2, 4, 5, 6)).shape
+        torch.Size([2, 8, 3, 3])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the rectified sum of both branches."""
+        outputs = F.relu(self.bn1(self.conv1(inputs)))
+        return F.relu(self.bn2(self.conv2(outputs)) + self.shortcut(inputs))
+
+
+class ResNet18_2D(nn.Sequential):  # noqa: N801, the published name
+    """ResNet-18 for images, whose last layer, `fc`, is a sparse representation.
+
+    Its modules have the published names, so that checkpoints load; those with a fully connected layer of as many
+    outputs load with ``head="linear"`` in full.
+
+    Args:
+        out_features: size of each output, with ``head="sparse"`` the number of atoms.
+        in_channels: channels of the images.
+        head: what `fc` is: ``"sparse"`` a `SparseRepresentation`, ``"linear"`` a `torch.nn.Linear`, ``"sparse-linear"``
+            a `SparseLinear`.
+        width: channels of the first convolution; the last block has 8 times as many.
+        **head_options: keyword arguments of that layer, such as `sparsity` and `iterations` or `density`.
+
+    Shape:
+        [batch, in_channels, height, width] to [batch, out_features].
+
+    Raises:
+        TypeError: for a size that is no int, or an option that the head does not have.
+        ValueError: for a size below 1, another head, or inputs of another shape.
+
+    Example:
+        >>> model = ResNet18_2D(10, in_channels=3, head="sparse-linear", width=8, density=0.2)
+        >>> model(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        out_features: int = 512,
+        in_channels: int = 1,
+        head: Head = "sparse",
+        *,
+        width: int = 64,
+        **head_options: Any,
+    ) -> None:
+        _check_sizes(out_features, in_channels, width, 1)
+        check_option("head", head, get_args(Head))
+        stages = _stages(BasicBlock2D, width)
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
+                bn1=nn.BatchNorm2d(width),
+                relu=nn.ReLU(),
+                maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+                **stages,
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=_HEADS[head](8 * width, out_features, **head_options),
+            )
+        )
+        self.in_channels = in_channels
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns what `fc` makes of the features."""
+        check_tensor("inputs", inputs, "[batch, in_channels, height, width]")
+        check_size("inputs", inputs, 1, self.in_channels, "in_channels")
+        outputs: Tensor = super().forward(inputs)
+        return outputs
+
+
+class _AddSpikes(Function):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable("sums of spikes")
+    def backward(ctx: Any, saved: tuple[Tensor, Tensor], grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = saved
+        share = torch.where(a + b == 0, 0, grad / (a + b))
+        return share * a, share * b
+
+
+class SpikingBasicBlock2D(nn.Module):
+    """`BasicBlock2D` of spiking convolutions: the sum of the spikes of both branches.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: of the first convolution and of the shortcut.
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+
+    Shape:
+        [batch, time, in_channels, height, width] to [batch, time, out_channels, ⌈height / stride⌉, ⌈width / stride⌉].
+
+    Example:
+        >>> SpikingBasicBlock2D(4, 8, stride=2)(torch.rand(2, 6, 4, 5, 6)).shape
+        torch.Size([2, 6, 8, 3, 3])
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, parameters: SRMParameters | None = None
+    ) -> None:
+        super().__init__()
+        self.conv1 = SRMConv2d(in_channels, out_channels, 3, stride, padding=1, parameters=parameters)
+        self.conv2 = SRMConv2d(out_channels, out_channels, 3, padding=1, parameters=parameters)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut.append(SRMConv2d(in_channels, out_channels, 1, stride, parameters=parameters))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the number of branches that fire, and inputs that the identity passes on."""
+        spikes: Tensor = _AddSpikes.apply(self.conv2(self.conv1(inputs)), self.shortcut(inputs))
+        return spikes
+
+
+class _GlobalSpikeAvgPool2d(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return SpikeAvgPool2d((inputs.shape[-2], inputs.shape[-1]))(inputs).flatten(2)
+
+
+class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
+    """ResNet-18 of spiking neurons, trained from spike times.
+
+    `SRMConv2d` stands for each convolution with its batch normalisation and rectifier, average pooling for max pooling,
+    and `SRMLinear` for the fully connected layer. Call `calibrate_gain` before training: a fresh network this deep may
+    be silent.
+
+    Args:
+        out_features: number of output neurons.
+        in_channels: channels of the images.
+        parameters: constants of all neurons; None stands for `SRMParameters()`.
+        width: channels of the first convolution, at least 2; the last block has 8 times as many.
+
+    Shape:
+        [batch, time, in_channels, height, width] to [batch, time, out_features].
+
+    Raises:
+        TypeError: for a size that is no int, or other `parameters`.
+        ValueError: for a size that is too small, or inputs of another shape.
+
+    Example:
+        >>> model = SpikingResNet18_2D(10, in_channels=3, width=8)
+        >>> model(torch.rand(2, 6, 3, 32, 32)).shape
+        torch.Size([2, 6, 10])
+    """
+
+    def __init__(
+        self,
+        out_features: int = 10,
+        in_channels: int = 1,
+        parameters: SRMParameters | None = None,
+        *,
+        width: int = 64,
+    ) -> None:
+        _check_sizes(out_features, in_channels, width, 2)  # a 1 × 1 convolution normalises its weights over them
+        stages = _stages(partial(SpikingBasicBlock2D, parameters=parameters), width)
+        super().__init__(
+            OrderedDict(
+                conv1=SRMConv2d(in_channels, width, 7, stride=2, padding=3, parameters=parameters),
+                pool=SpikeAvgPool2d(3, stride=2, padding=1),
+                **stages,
+                avgpool=_GlobalSpikeAvgPool2d(),
+                fc=SRMLinear(8 * width, out_features, parameters),
+            )
+        )
+
+    @overload
+    def forward(self, inputs: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, inputs: Tensor, labels: Tensor) -> LabelledSpikes: ...
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor | LabelledSpikes:
+        """Returns spikes, or with `labels` (int64 [batch], in training) `LabelledSpikes`."""
+        *features, fc = self
+        for layer in features:
+            inputs = layer(inputs)
+        outputs: Tensor | LabelledSpikes = fc(inputs, labels)
+        return outputs

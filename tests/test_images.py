@@ -1,0 +1,115 @@
+"""Image files, and the command that denoises them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import error_of
+
+from srm_triton import denoise_tv
+from srm_triton.cli import main
+from srm_triton.images import ImageFile, read_image, write_png
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape", "opaque"),
+    [("L", (1, 4, 5), False), ("LA", (1, 4, 5), True), ("RGB", (3, 4, 5), False), ("RGBA", (3, 4, 5), True)],
+)
+def test_what_is_read_is_written(tmp_path, mode, shape, opaque):
+    generator = np.random.default_rng(0)
+    levels = generator.integers(0, 256, (4, 5, shape[0] + opaque), dtype=np.uint8)
+    Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(tmp_path / "in.png")
+    image = read_image(tmp_path / "in.png")
+    assert image.pixels.shape == shape and image.pixels.dtype == torch.uint8
+    assert (image.opacity is not None) == opaque
+    write_png(tmp_path / "out.png", image.pixels / 255, image)
+    with Image.open(tmp_path / "out.png") as written:
+        assert written.mode == mode
+        assert np.array_equal(np.array(written).reshape(levels.shape), levels)
+
+
+def test_16_bits(tmp_path):
+    levels = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
+    Image.fromarray(levels).save(tmp_path / "in.png")
+    image = read_image(tmp_path / "in.png")
+    assert image.pixels.dtype == torch.uint16 and np.array_equal(image.pixels[0].numpy(), levels)
+    write_png(tmp_path / "out.png", image.pixels.double() / 65535, image)
+    assert torch.equal(read_image(tmp_path / "out.png").pixels.int(), image.pixels.int())
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("P", 3), ("CMYK", 3)])
+def test_other_modes_are_converted(tmp_path, mode, channels):
+    Image.new("RGB", (5, 4), (255, 0, 0)).convert(mode).save(tmp_path / f"in.{'tiff' if mode == 'CMYK' else 'png'}")
+    (path,) = tmp_path.iterdir()
+    pixels = read_image(path).pixels
+    assert pixels.shape == (channels, 4, 5) and pixels.dtype == torch.uint8
+    assert channels == 1 or pixels[0].float().mean() > 250 > 5 > pixels[1:].float().mean()
+
+
+def test_values_beyond_white_and_black_are_cut_off(tmp_path):
+    pixels = torch.tensor([[[-1.0, 0.5, 2.0]]])
+    write_png(tmp_path / "out.png", pixels, ImageFile(torch.zeros(1, 1, 3, dtype=torch.uint8), None))
+    assert read_image(tmp_path / "out.png").pixels.flatten().tolist() == [0, 128, 255]
+
+
+# srm-triton denoise
+
+
+@pytest.fixture
+def noisy_png(tmp_path) -> Path:
+    clean = torch.zeros(20, 30)
+    clean[5:12, 8:20] = 0.8
+    noisy = clean + 0.1 * torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    for name, image in (("clean.png", clean), ("noisy.png", noisy)):
+        Image.fromarray((image.clamp(0, 1) * 255).round().byte().numpy()).save(tmp_path / name)
+    return tmp_path / "noisy.png"
+
+
+def test_denoise(capsys, noisy_png):
+    folder = noisy_png.parent
+    options = ["--reference", str(folder / "clean.png"), "--plot", str(folder / "plot.png"), "--device", "cpu"]
+    assert main(["denoise", str(noisy_png), str(folder / "out.png"), *options]) == 0
+    output = capsys.readouterr().out
+    assert re.match(
+        r"\d+ iterations, converged\npeak signal-to-noise ratio 21.\d\d dB before, 2[5-9].\d\d dB af", output
+    )
+    assert output.endswith(f"  {folder / 'out.png'}\n  {folder / 'plot.png'}\n")
+    noisy, denoised = (read_image(folder / name).pixels for name in ("noisy.png", "out.png"))
+    expected = (denoise_tv(noisy, 0.15) * 255).clamp(0, 255).round().byte()
+    assert torch.equal(denoised, expected) and not torch.equal(denoised, noisy)
+    assert (folder / "plot.png").stat().st_size > 10_000
+
+
+def test_denoise_passes_its_options_on(capsys, noisy_png):
+    out = noisy_png.with_name("out.png")
+    options = ["--fidelity", "l1", "--weight", "0.7", "--method", "seed", "--max-iterations", "3"]
+    assert main(["denoise", str(noisy_png), str(out), *options]) == 0
+    assert capsys.readouterr().out.startswith("3 iterations, stopped before the tolerance was reached\n")
+    expected = denoise_tv(read_image(noisy_png).pixels, 0.7, "l1", method="seed", max_iterations=3)
+    assert torch.equal(read_image(out).pixels, (expected * 255).clamp(0, 255).round().byte())
+
+
+def test_denoise_replaces_nothing_unasked(capsys, noisy_png):
+    out = noisy_png.with_name("out.png")
+    out.write_bytes(b"mine")
+    arguments = ["denoise", str(noisy_png), str(out)]
+    assert f"{out}: exists; choose another name, or add --overwrite" in error_of(capsys, arguments)
+    assert out.read_bytes() == b"mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert out.read_bytes() != b"mine"
+
+
+def test_bad_input_of_denoise(capsys, noisy_png):
+    folder = noisy_png.parent
+    out = str(folder / "out.png")
+    assert "out.jpg: must end with .png" in error_of(capsys, ["denoise", str(noisy_png), str(folder / "out.jpg")])
+    assert "No such file" in error_of(capsys, ["denoise", str(folder / "none.png"), out])
+    (folder / "text.png").write_text("no image")
+    assert "cannot identify image file" in error_of(capsys, ["denoise", str(folder / "text.png"), out])
+    assert "weight must be finite and ≥ 0, got -1.0" in error_of(
+        capsys, ["denoise", str(noisy_png), out, "--weight", "-1"]
+    )  # fmt: skip
+    assert not Path(out).exists()

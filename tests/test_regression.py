@@ -1,0 +1,346 @@
+"""Mean-squared-error gradients against written-out sums and autograd; the fit against scikit-learn's."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn import linear_model
+from torch.func import vmap
+
+from srm_triton.regression import ConvergenceWarning, LinearRegression, mse_gradients
+
+SHAPES = [((), ()), ((), (2,)), ((3,), ()), ((3,), (2,)), ((1,), (1,))]  # axes of a sample of x, of y
+
+
+def drawn(features, targets, dtype=torch.float64, samples=7):
+    torch.manual_seed(0)
+    shapes = (samples, *features), (samples, *targets), (*features, *targets), targets
+    return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def with_condition(condition, samples=60, features=5):
+    """Features whose singular values go from 1 down to 1/condition, not centred."""
+    torch.manual_seed(1)
+    u, _, v = torch.linalg.svd(torch.randn(samples, features).double() + 0.5, full_matrices=False)
+    return u * torch.logspace(0, -1, features, base=condition).double() @ v
+
+
+def assert_fits_like_scikit_learn(x, y, tolerance=1e-6):
+    model = LinearRegression().fit(x, y)
+    matrix = x.reshape(len(x), -1).double().numpy()
+    expected = linear_model.LinearRegression().fit(matrix, y.double().numpy())
+    weight = torch.from_numpy(expected.coef_).mT if y.dim() == 2 else torch.from_numpy(expected.coef_)
+    bias = torch.as_tensor(expected.intercept_)
+    assert model.converged
+    assert model.weight.dtype == model.bias.dtype == x.dtype
+    scale = float(weight.abs().max())
+    torch.testing.assert_close(
+        model.weight.double(), weight.reshape(model.weight.shape), rtol=0, atol=tolerance * scale
+    )
+    torch.testing.assert_close(model.bias.double(), bias, rtol=tolerance, atol=tolerance * scale)
+    predictions = torch.from_numpy(expected.predict(matrix)).reshape(y.shape)
+    scale = float(predictions.abs().max())
+    torch.testing.assert_close(model.predict(x).double(), predictions, rtol=0, atol=tolerance * scale)
+    return model
+
+
+# Gradients
+
+
+def test_gradients_by_hand():
+    x, y = torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([[1.0, 0.0], [2.0, 5.0]])
+    weight, bias = torch.tensor([[1.0, 0.0], [1.0, 2.0]]), torch.tensor([0.0, 1.0])
+    result = mse_gradients(x, y, weight, bias)  # residuals [[2, 5], [0, −6]], M = 2
+    assert result.grad_weight.tolist() == [[2, 5 - 18], [4, 10 + 6]]
+    assert result.grad_bias.tolist() == [2, -1]
+    assert result.loss.item() == (4 + 25 + 36) / 2
+
+
+@pytest.mark.parametrize(("features", "targets"), SHAPES)
+def test_gradients_are_the_slopes_of_the_written_out_loss(features, targets):
+    x, y, weight, bias = drawn(features, targets)
+
+    def loss(weight, bias):
+        matrix, columns = weight.reshape(x[0].numel(), -1), y.reshape(len(y), -1)
+        total = 0.0
+        for i in range(len(x)):
+            for t in range(columns.shape[1]):
+                sample = enumerate(x[i].flatten().tolist())
+                prediction = sum(value * matrix[f, t].item() for f, value in sample) + bias.flatten()[t].item()
+                total += (prediction - columns[i, t].item()) ** 2
+        return total / len(x)
+
+    result = mse_gradients(x, y, weight, bias)
+    assert result.loss.item() == pytest.approx(loss(weight, bias), rel=1e-14)
+    for gradient, parameter in ((result.grad_weight, weight), (result.grad_bias, bias)):
+        assert gradient.shape == parameter.shape
+        for index in range(parameter.numel()):
+            above, below = ([tensor.clone() for tensor in (weight, bias)] for _ in range(2))
+            position = 0 if parameter is weight else 1
+            above[position].view(-1)[index] += 1e-3
+            below[position].view(-1)[index] -= 1e-3
+            slope = (loss(*above) - loss(*below)) / 2e-3  # exact for a parabola
+            assert gradient.flatten()[index].item() == pytest.approx(slope, abs=1e-10)
+
+
+@pytest.mark.parametrize(("features", "targets"), SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_gradients_equal_autograd(device, features, targets, dtype, tolerance):
+    x, y, weight, bias = (tensor.to(device) for tensor in drawn(features, targets, dtype, samples=50))
+    leaves = weight.requires_grad_(), bias.requires_grad_()
+    prediction = x.reshape(50, -1) @ weight.reshape(-1, y[0].numel()) + bias
+    loss = F.mse_loss(prediction.reshape(y.shape), y) * y[0].numel()
+    result = mse_gradients(x, y, weight, bias)
+    expected = *torch.autograd.grad(loss, leaves), loss
+    for value, reference in zip(result, expected, strict=True):
+        assert value.dtype == dtype
+        torch.testing.assert_close(value, reference, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    arguments = drawn((3,), (2,), dtype, samples=300)
+    arguments[1] *= 300  # squares that float16 cannot hold
+    result = mse_gradients(*arguments)
+    expected = mse_gradients(*(tensor.float() for tensor in arguments))
+    assert result.loss.dtype == torch.float32
+    assert torch.equal(result.loss, expected.loss)
+    assert torch.equal(result.grad_weight, expected.grad_weight.to(dtype))
+    assert torch.equal(result.grad_bias, expected.grad_bias.to(dtype))
+
+
+def test_gradients_are_differentiable():
+    arguments = [tensor.requires_grad_() for tensor in drawn((3,), (2,))]
+    assert torch.autograd.gradcheck(mse_gradients, arguments)
+
+
+@pytest.mark.parametrize(("features", "targets"), SHAPES)
+def test_gradients_under_compile_and_vmap(features, targets):
+    arguments = drawn(features, targets)
+    expected = mse_gradients(*arguments)
+    compiled = torch.compile(mse_gradients, fullgraph=True, backend="aot_eager")(*arguments)
+    several = [torch.stack([tensor, 2 * tensor]) for tensor in arguments]
+    mapped = vmap(mse_gradients)(*several)
+    second = mse_gradients(*(tensor[1] for tensor in several))
+    for i, value in enumerate(expected):
+        torch.testing.assert_close(compiled[i], value, rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(mapped[i], torch.stack([value, second[i]]), rtol=1e-14, atol=1e-14)
+
+
+# Fit
+
+
+@pytest.mark.parametrize(("features", "targets"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_fit_equals_scikit_learn(features, targets, dtype):
+    x, y, _, _ = drawn(features, targets, dtype, samples=40)
+    model = assert_fits_like_scikit_learn(x, y)
+    assert model.weight.shape == (*features, *targets)
+    assert model.bias.shape == targets
+
+
+@pytest.mark.parametrize("condition", [10, 100, 300])
+def test_fit_of_ill_conditioned_features(condition):
+    x = with_condition(condition)
+    y = x @ torch.arange(1.0, 6.0).double() + 0.01 * torch.randn(60).double()
+    model = assert_fits_like_scikit_learn(x, y, tolerance=1e-8)
+    assert model.iterations < 40 * condition
+
+
+def test_fit_without_one_solution_takes_the_smallest_weights():
+    x, y, _, _ = drawn((3,), (2,), samples=40)
+    dependent = x.sum(1, keepdim=True)
+    groups = F.one_hot(torch.arange(40) % 4).double()  # each row sums to 1, as the bias does
+    wide, wide_targets, _, _ = drawn((30,), (2,), samples=8)
+    for features in (torch.cat([x, x], 1), torch.cat([x, dependent], 1), torch.cat([x, groups], 1)):
+        assert_fits_like_scikit_learn(features, y, tolerance=1e-12)
+    model = assert_fits_like_scikit_learn(wide, wide_targets, tolerance=1e-12)
+    torch.testing.assert_close(model.predict(wide), wide_targets, rtol=0, atol=1e-12)
+
+
+def test_constant_features_weigh_nothing():
+    x, y, _, _ = drawn((3,), (), samples=40)
+    constants = torch.tensor([0.1, 1e9, 0.0]).double().expand(40, 3)
+    model = assert_fits_like_scikit_learn(torch.cat([x, constants], 1), y)
+    assert model.weight[3:].tolist() == [0, 0, 0]
+    alone = LinearRegression().fit(constants, y)
+    assert alone.weight.tolist() == [0, 0, 0]
+    assert alone.bias.item() == pytest.approx(y.mean().item(), rel=1e-14)
+    assert (alone.iterations, alone.converged) == (0, True)
+    one_sample = LinearRegression().fit(x[:1], y[:1])
+    assert (one_sample.weight.tolist(), one_sample.bias) == ([0, 0, 0], y[0])
+
+
+def test_constant_targets():
+    x, y, _, _ = drawn((3,), (2,), samples=40)
+    y[:, 1] = 0.1
+    model = assert_fits_like_scikit_learn(x, y)
+    assert model.weight[:, 1].tolist() == [0, 0, 0]
+    assert model.bias[1] == 0.1
+
+
+def test_offsets_cost_nothing():
+    x, y, _, _ = drawn((3,), (), samples=40)
+    plain = LinearRegression().fit(x, y)
+    moved = LinearRegression().fit(x + 2.0**30, y - 2.0**20)
+    assert abs(moved.iterations - plain.iterations) <= 2
+    torch.testing.assert_close(moved.weight, plain.weight, rtol=0, atol=1e-6)  # x + 2³⁰ is rounded to 2e-7
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
+def test_scales_cost_nothing(scale):
+    x, y, _, _ = drawn((3,), (2,), samples=40)
+    plain, sizes = LinearRegression().fit(x, y), torch.tensor([1.0, 1e-9]).double()
+    both = LinearRegression().fit(x * scale, y * scale * sizes)
+    torch.testing.assert_close(both.weight, plain.weight * sizes, rtol=1e-11, atol=0)
+    assert abs(both.iterations - plain.iterations) <= 2
+
+
+def test_each_target_converges_as_if_alone():
+    x = with_condition(100)
+    weights = torch.linalg.svd(x - x.mean(0)).Vh[[0, -1]].mT  # found at once, and found last
+    y = x @ weights * torch.tensor([1.0, 1e-30]).double()
+    model, alone = LinearRegression().fit(x, y), LinearRegression().fit(x, y[:, 1])
+    assert model.iterations <= 1.5 * alone.iterations
+    torch.testing.assert_close(model.weight[:, 1], alone.weight, rtol=0, atol=1e-40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fit_of_half_precision_rounds_the_result_only(dtype):
+    x, y, _, _ = drawn((3,), (), dtype, samples=40)
+    exact = LinearRegression().fit(x.double(), y.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model = LinearRegression().fit(x, y)
+    assert torch.equal(model.weight, exact.weight.to(dtype))
+    assert torch.equal(model.bias, exact.bias.to(dtype))
+
+
+def test_fit_starts_anew_and_leaves_no_graph():
+    x, y, _, _ = drawn((3,), (2,), samples=40)
+    model = LinearRegression().fit(x.requires_grad_(), y)
+    first = model.weight
+    assert not first.requires_grad
+    assert torch.equal(model.fit(x[:, :1], y[:, 0]).fit(x, y).weight, first)
+    assert torch.equal(model.fit(x + y.sum(1, keepdim=True), -y).fit(x, y).weight, first)
+    model.predict(x).sum().backward()
+    torch.testing.assert_close(x.grad, first.sum(1).expand(40, 3))
+    assert torch.equal(torch.nn.Sequential(model)(x), model.predict(x))
+
+
+def test_end_without_convergence_is_reported():
+    x, y = with_condition(100), torch.randn(60).double()
+    model = LinearRegression(max_iterations=10)
+    with pytest.warns(
+        ConvergenceWarning, match=r"the gradient is .* after max_iterations = 10, more than tolerance"
+    ) as w:
+        model.fit(x, y)
+    assert w[0].filename == __file__
+    assert (model.iterations, model.converged) == (10, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        losses = [
+            (LinearRegression(max_iterations=n).fit(x, y).predict(x) - y).square().mean().item() for n in (1, 10, 99)
+        ]
+    assert losses == sorted(losses, reverse=True)
+    loose = LinearRegression(tolerance=1e-3).fit(x, y)
+    assert loose.converged
+    assert 0 < loose.iterations < LinearRegression().fit(x, y).iterations
+
+
+@pytest.mark.parametrize(("features", "targets"), SHAPES)
+def test_save_and_load(tmp_path, features, targets):
+    x, y, _, _ = drawn(features, targets)
+    model = LinearRegression().fit(x, y)
+    torch.save(torch.nn.Sequential(model).state_dict(), tmp_path / "model.pt")
+    other = LinearRegression().fit(torch.rand(3), torch.rand(3))
+    for loaded in (LinearRegression(), other):
+        torch.nn.Sequential(loaded).load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+        assert torch.equal(loaded.predict(x), model.predict(x))
+    assert LinearRegression().state_dict() == {}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({})
+
+
+# Bad input
+
+
+def test_nothing_is_broadcast():
+    x, y, weight, bias = drawn((3,), ())
+    column = y[:, None]
+    cases = [
+        (x, column, weight, bias, r"weight must have the shape \[3, 1\] \(the features of x, then the targets"),
+        (x, column, weight[:, None], bias, r"bias must have the shape \[1\] \(the targets of y\), got \[\]"),
+        (x, y, weight[:, None], bias, r"weight must have the shape \[3\] .*, got \[3, 1\]"),
+        (x, y, weight, bias[None], r"bias must have the shape \[\] .*, got \[1\]"),
+        (x[:, 0], y, weight[:1], bias, r"weight must have the shape \[\] .*, got \[1\]"),
+        (x[:, :1], y, weight[0], bias, r"weight must have the shape \[1\] .*, got \[\]"),
+        (x, y[:1], weight, bias, r"y must have 7 entries on axis 0 \(the samples of x\), got \[1\]"),
+        (x[:1], y, weight, bias, r"y must have 1 entries on axis 0 \(the samples of x\), got \[7\]"),
+        (x, column, weight.expand(7, 3).mT, bias, r"weight must have the shape \[3, 1\] .*, got \[3, 7\]"),
+    ]
+    for *arguments, message in cases:
+        with pytest.raises(ValueError, match=message):
+            mse_gradients(*arguments)
+    for pair in ((x, y[:1]), (x[:1], y), (x, y[:, None, None])):
+        with pytest.raises(ValueError, match="y must have"):
+            LinearRegression().fit(*pair)
+
+
+@pytest.mark.parametrize("function", [mse_gradients, lambda x, y, *_: LinearRegression().fit(x, y)])
+def test_bad_data(function):
+    x, y, weight, bias = drawn((3,), (2,))
+    half = "must have one of the dtypes float64, float32, float16, bfloat16, got int64"
+    cases = [
+        ({"x": x.tolist()}, TypeError, "x must be a torch.Tensor, got list"),
+        ({"y": y.numpy()}, TypeError, "y must be a torch.Tensor, got ndarray"),
+        ({"x": x.long()}, TypeError, f"x {half}"),
+        ({"y": y.long()}, TypeError, f"y {half}"),
+        ({"y": y.float()}, TypeError, "y must have the dtype of x, torch.float64, got torch.float32"),
+        ({"y": y.to("meta")}, ValueError, "y must be on the device of x, cpu, got meta"),
+        ({"x": x[0, 0]}, ValueError, r"x must have the shape \[samples\] or \[samples, features\].*, got \[\]"),
+        ({"x": x[None]}, ValueError, r"x must have the shape \[samples\] or .*, got \[1, 7, 3\]"),
+        ({"x": x[:0], "y": y[:0]}, ValueError, r"x must .* and hold values, got \[0, 3\]"),
+        ({"x": x[:, :0]}, ValueError, r"x must .* and hold values, got \[7, 0\]"),
+        ({"y": y[:, :0]}, ValueError, r"y must .* \[samples, targets\] and hold values, got \[7, 0\]"),
+    ]
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for name, tensor in (("x", x), ("y", y)):
+            spoiled = tensor.clone()
+            spoiled[2, 1] = value
+            message = f"{name} must be finite, got 1 NaN or infinite values of {tensor.numel()}"
+            cases.append(({name: spoiled}, ValueError, message))
+    for changed, error, message in cases:
+        with pytest.raises(error, match=message):
+            function(*({"x": x, "y": y} | changed).values(), weight, bias)
+
+
+def test_bad_parameters():
+    x, y, weight, bias = drawn((3,), (2,))
+    cases = [
+        (lambda: mse_gradients(x, y, weight.long(), bias), TypeError, "weight must have one of the dtypes"),
+        (lambda: mse_gradients(x, y, weight, 0.0), TypeError, "bias must be a torch.Tensor, got float"),
+        (lambda: mse_gradients(x, y, weight.half(), bias), TypeError, "weight must have the dtype of x"),
+        (lambda: mse_gradients(x, y, weight, bias.to("meta")), ValueError, "bias must be on the device of x"),
+        (lambda: mse_gradients(x, y, weight / 0, bias), ValueError, "weight must be finite, got 6 NaN or infinite"),
+        (lambda: mse_gradients(x, y, weight, bias / 0), ValueError, "bias must be finite, got 2 NaN or infinite"),
+        (lambda: LinearRegression(tolerance=0), ValueError, "tolerance must be finite and > 0, got 0"),
+        (lambda: LinearRegression(tolerance="1"), TypeError, "tolerance must be a number"),
+        (lambda: LinearRegression(max_iterations=0), ValueError, "max_iterations must be finite and ≥ 1, got 0"),
+        (lambda: LinearRegression(max_iterations=1.5), TypeError, "max_iterations must be an int"),
+        (lambda: LinearRegression().predict(x), RuntimeError, r"no weight before fit\(x, y\)"),
+        (lambda: LinearRegression().fit(x, y).predict(x.float()), TypeError, "x must have the dtype of weight"),
+        (lambda: LinearRegression().fit(x, y).predict(x[0]), ValueError, r"shape \[samples, 3\], as in fit, got \[3\]"),
+        (lambda: LinearRegression().fit(x[:, 0], y).predict(x), ValueError, r"shape \[samples\], as in fit"),
+        (lambda: LinearRegression().fit(x[:, 0], y).predict(x[0, 0]), ValueError, r"shape \[samples\], .* got \[\]"),
+    ]
+    for call, error, message in cases:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_a_loss_too_large_for_its_dtype_is_no_bad_input():
+    x, y, weight, bias = drawn((3,), ())
+    result = mse_gradients(x, y * 1e200, weight, bias)
+    assert result.loss.isinf()
+    assert result.grad_weight.isfinite().all()
