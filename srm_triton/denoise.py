@@ -17,7 +17,7 @@ from torch import Tensor
 
 from srm_triton.checks import check_number, check_option, check_same, check_tensor
 from srm_triton.kernels.layout import accumulator_dtype
-from srm_triton.ops.shrink import add_scaled_differences, bregman_step, soft_threshold
+from srm_triton.ops.shrink import bregman_step, soft_threshold
 
 Fidelity = Literal["l1", "l2"]
 Method = Literal["adaptive", "seed"]
@@ -295,19 +295,17 @@ class _SplitBregman:
     def allocate(self) -> None:
         """Memory for what is computed anew in every step, and what depends on the penalties."""
         self.target = torch.empty_like(self.images)
-        self.work, self.before, self.after, self.differences = (torch.empty_like(self.state.splits) for _ in range(4))
-        self.spectrum = self.images.new_empty(
-            (*self.images.shape[:-1], self.images.shape[-1] // 2 + 1), dtype=self.images.dtype.to_complex()
-        )
+        self.work, self.change, self.before, self.after = (torch.empty_like(self.state.splits) for _ in range(4))
         self.invert()
 
     def invert(self) -> None:
-        """The inverse of the linear system, for every frequency."""
+        """The inverse of the linear system for every frequency, twice: for the real and for the imaginary part."""
         along_x, along_y = _second_differences(self.images)
-        along_x = along_x[: self.spectrum.shape[-1]]
+        along_x = along_x[: len(along_x) // 2 + 1]
         penalty = self.state.penalty.double()[:, None, None, None]
         distance = penalty if self.fidelity == "l1" else 2
-        self.inverse = (1 / (distance + self.weight * penalty * (along_x + along_y))).to(self.spectrum.dtype)
+        inverse = 1 / (distance + self.weight * penalty * (along_x + along_y))
+        self.inverse = inverse.to(self.images.dtype)[..., None].expand(*inverse.shape, 2).contiguous()
 
     def advance(self, relaxation: float) -> None:
         """A step, and the estimate that it leads to."""
@@ -316,25 +314,27 @@ class _SplitBregman:
             relaxation,
         )  # fmt: skip
         self.state = self.state._replace(splits=splits)
-        torch.fft.rfft2(self.target, out=self.spectrum)
-        self.spectrum.mul_(self.inverse)
-        torch.fft.irfft2(self.spectrum, self.target.shape[-2:], out=self.estimate)
+        spectrum = torch.fft.rfft2(self.target)
+        torch.view_as_real(spectrum).mul_(self.inverse)
+        self.estimate = torch.fft.irfft2(spectrum, self.target.shape[-2:])
 
     def step(self, *, measured: bool) -> Tensor:
         """Takes a step; if it is measured, returns the relative residuals, primal and dual, [2, samples]."""
         if not measured:
             self.advance(self.relaxation)
             return self.estimate.new_empty(0)
-        _shrink(self.state.splits, self.before)
-        self.differences.zero_()
-        add_scaled_differences(self.differences, self.estimate, self.images, self.state.penalty, self.target)
+        self.change.copy_(self.state.splits)
+        torch.sub(self.change, torch.clamp(self.change, -1, 1, out=self.before), out=self.before)
         self.advance(self.relaxation)
-        _shrink(self.state.splits, self.after)
-        sizes = _norm(self.differences), _norm(self.after)
-        self.primal, self.dual = _norm(self.differences.sub_(self.after)), _norm(self.before.sub_(self.after))
-        bregman = _norm(torch.sub(self.state.splits, self.after, out=self.before))
-        # that of the Bregman variables counts too: where all noise is smoothed away, the others come to nothing
-        return torch.stack((self.primal / torch.stack((*sizes, bregman)).amax(0), self.dual / bregman)).nan_to_num(0.0)
+        splits = self.state.splits
+        torch.sub(splits, self.change, out=self.change)
+        bregman = _norm(torch.clamp(splits, -1, 1, out=self.after))
+        size = _norm(torch.sub(splits, self.after, out=self.after))
+        # S₁(v) after less before; and that less g − S₁(v) before, of which v moved by ρ times
+        self.dual = _norm(torch.sub(self.after, self.before, out=self.before))
+        self.primal = _norm(torch.sub(self.before, self.change, alpha=1 / self.relaxation, out=self.change))
+        # in units of the Bregman variables too: where all noise is smoothed away, the splits come to nothing
+        return torch.stack((self.primal / torch.maximum(size, bregman), self.dual / bregman)).nan_to_num(0.0)
 
     def adapt(self) -> None:
         """Changes the penalty for residuals of equal size; neither splits nor Bregman variables change by that."""
@@ -350,11 +350,6 @@ class _SplitBregman:
         self.images, self.estimate = self.images[chosen], self.estimate[chosen]
         self.state = DenoisingState(*(tensor[chosen] for tensor in self.state))
         self.allocate()
-
-
-def _shrink(splits: Tensor, outputs: Tensor) -> None:
-    torch.clamp(splits, -1, 1, out=outputs)
-    torch.sub(splits, outputs, out=outputs)
 
 
 def _norm(splits: Tensor) -> Tensor:

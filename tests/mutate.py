@@ -31,13 +31,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
-FILES = ("kernels/batch_norm.py", "kernels/srm_scan.py")
+FILES = ("kernels/batch_norm.py", "kernels/shrink.py", "kernels/srm_scan.py")
 TESTS = (
     "test_sanitizer.py::test_batch_norm_is_clean",
     "test_sanitizer.py::test_a_split_that_holds_part_of_one_tile_is_clean",
     "test_sanitizer.py::test_the_scan_is_clean",
     "test_batch_norm.py",
     "test_srm_scan.py",
+    "test_shrink.py",
     "test_properties.py",
     "test_spiking_affine.py",
     "test_traffic.py::test_batch_norm_reads_no_tile_twice",

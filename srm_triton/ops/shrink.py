@@ -154,7 +154,7 @@ def _reference_step(
 ) -> None:
     """In place; `work` holds g + (v − S₁(v)), towards which v moves by ρ, and then w."""
     torch.clamp(splits, -1, 1, out=work)
-    add_scaled_differences(work, estimate, image, penalty, target)
+    _add_scaled_differences(work, estimate, image, penalty, target)
     splits.lerp_(work, relaxation)
     torch.clamp(splits, -1, 1, out=work)
     torch.sub(splits, work, alpha=2, out=work)
@@ -169,7 +169,7 @@ def _reference_step(
         target.add_(image, alpha=2)
 
 
-def add_scaled_differences(sums: Tensor, estimate: Tensor, image: Tensor, penalty: Tensor, scratch: Tensor) -> None:
+def _add_scaled_differences(sums: Tensor, estimate: Tensor, image: Tensor, penalty: Tensor, scratch: Tensor) -> None:
     """Adds g, in the shape of the splits; `scratch` is memory in the shape of `estimate`."""
     factor = penalty[:, None, None, None]
     torch.mul(estimate, factor, out=scratch)
