@@ -373,7 +373,7 @@ def _describe(configuration: Configuration) -> str:
 
 
 @contextlib.contextmanager
-def _progress(total: int, unit: str) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
+def _progress(total: int | None, unit: str) -> Iterator[tuple[Callable[[], object], Callable[[str], object]]]:
     """What advances a progress bar and what prints a line above it; without tqdm there is no bar."""
     try:
         from tqdm import tqdm
@@ -412,7 +412,7 @@ def _denoise(options: argparse.Namespace) -> int:
     image = read_image(options.input)
     noisy = image.pixels.to(device)
     reference = None if options.reference is None else read_image(options.reference).pixels.to(device)
-    with _progress(options.max_iterations, "iteration") as (advance, _):
+    with _progress(None, "iteration") as (advance, _):
         result = denoise_tv(
             noisy,
             DENOISING_WEIGHTS[options.fidelity] if options.weight is None else options.weight,
