@@ -192,7 +192,7 @@ def denoise_tv(
         if method == "adaptive":
             solver = _SplitBregman(samples, float(weight), fidelity, start)
         elif start is None:
-            solver = _Seed(samples, float(weight), fidelity)
+            solver, tolerance = _Seed(samples, float(weight), fidelity), -1.0  # below every residual
         else:
             raise ValueError('start must be None with method="seed", which keeps no state')
         clean = None if clean is None else clean.reshape(samples.shape)

@@ -110,10 +110,10 @@ def seed_in_numpy(f, weight, fidelity, iterations):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_seeds_iteration_step_for_step(fidelity, channels):
     noisy, _ = noisy_image(channels, 12, 15, noise="gauss" if fidelity == "l2" else "pepper")
-    for iterations in (1, 2, 7, 30):
+    for iterations in (1, 2, 7, 30, 150):
         expected, costs, errors = seed_in_numpy(noisy.permute(1, 2, 0).numpy(), 0.5, fidelity, iterations)
         result = denoise_tv(
-            noisy, 0.5, fidelity, method="seed", max_iterations=iterations, reference=noisy, trace=True
+            noisy, 0.5, fidelity, method="seed", tolerance=1, max_iterations=iterations, reference=noisy, trace=True
         )  # fmt: skip
         np.testing.assert_allclose(result.image.permute(1, 2, 0).numpy(), expected, rtol=0, atol=1e-13)
         np.testing.assert_allclose(result.trace.objective.numpy(), costs, rtol=1e-12)
@@ -127,7 +127,7 @@ def test_both_methods_go_to_the_same_image(fidelity):
     noisy, _ = noisy_image(1, 12, 15, noise="gauss" if fidelity == "l2" else "pepper")
     best = tv_objective(denoise_tv(noisy, 0.5, fidelity, tolerance=1e-7, max_iterations=3000), noisy, 0.5, fidelity)
     seed = denoise_tv(noisy, 0.5, fidelity, method="seed", max_iterations=3000, trace=True).trace.objective
-    assert best <= seed[-1] * (1 + 1e-9) and seed[-1] <= best * 1.002
+    assert abs(seed[-1] - best) <= 1e-6 * best
     assert seed[20] > best * 1.01  # which is why the other method exists
 
 
