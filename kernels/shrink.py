@@ -16,6 +16,11 @@ MOST_COLUMNS = 256  # of them, in a row of an image
 
 
 @triton.jit
+def _load(pointer, offsets, inside):
+    return tl.load(pointer + offsets, mask=inside, other=0.0)
+
+
+@triton.jit
 def _clamp(values, limit):
     return tl.maximum(tl.minimum(values, limit), -limit)  # what it makes of NaN does not matter: NaN − x is NaN
 
@@ -26,7 +31,7 @@ def shrink_forward_kernel(values, outputs, size: tl.int64, constants, BLOCK: tl.
     (threshold,) = launch.convert(constants, accumulator)
     elements = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = elements < size
-    v = tl.load(values + elements, mask=inside, other=0.0).to(accumulator)
+    v = _load(values, elements, inside).to(accumulator)
     tl.store(outputs + elements, v - _clamp(v, threshold), mask=inside)
 
 
@@ -69,20 +74,20 @@ def shrink_bregman_kernel(
     above = tl.where(y > 0, here - width, here + (height - 1) * width)
     below = tl.where(y < height - 1, here + width, here - (height - 1) * width)
 
-    u = tl.load(estimate + here, mask=inside, other=0.0)
-    u_left = tl.load(estimate + left, mask=inside, other=0.0)
-    u_right = tl.load(estimate + right, mask=inside, other=0.0)
-    u_above = tl.load(estimate + above, mask=inside, other=0.0)
-    u_below = tl.load(estimate + below, mask=inside, other=0.0)
-    f = tl.load(image + here, mask=inside, other=0.0)
+    u = _load(estimate, here, inside)
+    u_left = _load(estimate, left, inside)
+    u_right = _load(estimate, right, inside)
+    u_above = _load(estimate, above, inside)
+    u_below = _load(estimate, below, inside)
+    f = _load(image, here, inside)
     # From a plane of the image to that of its first split: each sample has `channels` planes of each kind.
     along_x = sample * (kinds - 1) * channels * height * width
     along_y = along_x + channels * height * width
-    x_here = tl.load(splits + along_x + here, mask=inside, other=0.0)
-    x_left = tl.load(splits + along_x + left, mask=inside, other=0.0)
-    y_here = tl.load(splits + along_y + here, mask=inside, other=0.0)
-    y_above = tl.load(splits + along_y + above, mask=inside, other=0.0)
-    penalty = tl.load(penalty + sample, mask=row < rows, other=0.0)
+    x_here = _load(splits + along_x, here, inside)
+    x_left = _load(splits + along_x, left, inside)
+    y_here = _load(splits + along_y, here, inside)
+    y_above = _load(splits + along_y, above, inside)
+    penalty = _load(penalty, sample, row < rows)
 
     x_new, x_wanted = _advance(x_here, penalty * (u_right - u), relaxation)
     _, x_wanted_left = _advance(x_left, penalty * (u - u_left), relaxation)
@@ -93,7 +98,7 @@ def shrink_bregman_kernel(
     tl.store(new_splits + along_y + here, y_new, mask=inside)
     if L1:
         along_f = along_y + channels * height * width
-        f_here = tl.load(splits + along_f + here, mask=inside, other=0.0)
+        f_here = _load(splits + along_f, here, inside)
         f_new, f_wanted = _advance(f_here, penalty * (u - f), relaxation)
         tl.store(new_splits + along_f + here, f_new, mask=inside)
         tl.store(target + here, penalty * f + f_wanted + weight * divergence, mask=inside)
