@@ -403,7 +403,13 @@ def _denoise(options: argparse.Namespace) -> int:
     from srm_triton.images import read_image, write_png
 
     outputs = [path for path in (options.output, options.plot) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"--plot {options.plot}: is OUT; choose another name")
+    if options.plot is not None and options.weight == 0:
+        raise ValueError("--plot: with --weight 0 the image stays as it is, and there is nothing to draw")
     for path in outputs:
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {path.parent}")
         if path.suffix.lower() != ".png":
             raise ValueError(f"{path}: must end with .png")
         if path.exists() and not options.overwrite:

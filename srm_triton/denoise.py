@@ -24,7 +24,7 @@ Method = Literal["adaptive", "seed"]
 
 # Found on natural images with Gaussian noise (l2) and with salt and pepper (l1)
 _RELAXATION = {"l1": 1.0, "l2": 1.8}
-_PENALTY = {"l1": 0.9, "l2": 1.5}  # at the start, in units of one over the mean difference of neighbours
+_PENALTY = {"l1": 0.9, "l2": 1.5}  # at the start, in units of one over the mean difference of neighbours that differ
 _CHECK_EVERY = 5  # iterations
 _ADAPT_UNTIL = 30  # constant penalties from there on: convergence is proven for those
 _SEED_PENALTIES = 500.0, 50.0
@@ -82,10 +82,28 @@ def tv_objective(image: Tensor, noisy: Tensor, weight: float, fidelity: Fidelity
     Returns:
         float64 [...].
 
+    Raises:
+        TypeError: for anything but floating-point tensors of one dtype, or a weight that is no number.
+        ValueError: for other shapes, a negative weight, or another fidelity.
+
     Example:
         >>> tv_objective(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), 0.5)
         tensor(4., dtype=torch.float64)
     """
+    check_number("weight", weight, 0)
+    check_option("fidelity", fidelity, get_args(Fidelity))
+    check_tensor("image", image)
+    check_same("noisy", noisy, "image", image)
+    if image.dim() < 3 or noisy.shape != image.shape:
+        raise ValueError(
+            f"image and noisy must have one shape [..., channels, height, width], got {list(image.shape)} and "
+            f"{list(noisy.shape)}"
+        )
+    dtype = accumulator_dtype(image.dtype)
+    return _objective(image.to(dtype), noisy.to(dtype), weight, fidelity)
+
+
+def _objective(image: Tensor, noisy: Tensor, weight: float, fidelity: Fidelity) -> Tensor:
     residual = (image - noisy).flatten(-3)
     distance = residual.abs() if fidelity == "l1" else residual.square()
     variation = sum((image.roll(-1, axis) - image).abs().flatten(-3).sum(-1, dtype=torch.float64) for axis in (-1, -2))
@@ -188,6 +206,8 @@ def denoise_tv(
     with torch.no_grad():
         samples = noisy.to(accumulator_dtype(noisy.dtype)).reshape(math.prod(batch), channels, height, width)
         samples = samples.contiguous()
+        mean = samples.mean((-1, -2), keepdim=True) if method == "adaptive" and weight > 0 else 0
+        samples = samples - mean  # which only costs digits
         solver: _SplitBregman | _Seed
         if method == "adaptive":
             solver = _SplitBregman(samples, float(weight), fidelity, start)
@@ -195,9 +215,9 @@ def denoise_tv(
             solver, tolerance = _Seed(samples, float(weight), fidelity), -1.0  # below every residual
         else:
             raise ValueError('start must be None with method="seed", which keeps no state')
-        clean = None if clean is None else clean.reshape(samples.shape)
+        clean = None if clean is None else clean.reshape(samples.shape) - mean
         result = _iterate(solver, tolerance, max_iterations, clean, trace, after_iteration)
-    pixels = result.image.reshape(noisy.shape).to(noisy.dtype)
+        pixels = (result.image + mean).reshape(noisy.shape).to(noisy.dtype)
     if not trace:
         return pixels
     rows = (None if row is None else row.reshape(len(row), *batch) for row in result.trace)
@@ -264,7 +284,7 @@ def _iterate(
 
 def _describe(solver: "_SplitBregman | _Seed", residuals: Tensor, reference: Tensor | None) -> Tensor:
     """A row of the trace, [5, samples]."""
-    objective = tv_objective(solver.estimate, solver.images, solver.weight, solver.fidelity)
+    objective = _objective(solver.estimate, solver.images, solver.weight, solver.fidelity)
     if reference is None:
         error = torch.zeros_like(objective)
     else:
@@ -280,16 +300,23 @@ class _SplitBregman:
         self.relaxation = _RELAXATION[fidelity]
         self.estimate = images.clone()
         samples, kinds = len(images), 3 if fidelity == "l1" else 2
-        differences = torch.stack([(images.roll(-1, axis) - images).abs().flatten(1).mean(1) for axis in (-1, -2)])
-        mean = differences.mean(0)
-        penalty = (_PENALTY[fidelity] / mean).where(mean > 0, 1)
+        differences = torch.cat([(images.roll(-1, axis) - images).abs().flatten(1) for axis in (-1, -2)], 1)
+        total = differences.sum(1, dtype=torch.float64)
+        mean = total / (differences > 0).sum(1)  # of those that are not 0: most of a drawing is flat
+        penalty = (_PENALTY[fidelity] / mean).where(total > 0, 1).to(images.dtype)
         splits = images.new_zeros((samples, kinds, *images.shape[1:]))
         if start is not None:
             _check_start(start, splits)
             splits, penalty = start
-        self.state: DenoisingState = DenoisingState(splits.clone(), penalty.clone())
+        whole = torch.contiguous_format
+        self.state: DenoisingState = DenoisingState(splits.clone(memory_format=whole), penalty.clone())
+        if not (penalty.isfinite() & (penalty > 0) & (weight * penalty < torch.finfo(images.dtype).max / 8)).all():
+            raise ValueError(
+                f"image and weight must not be so large or small that {images.dtype} cannot hold their ratio, got "
+                f"weight {weight} for images with values up to {float(images.abs().max()):.1e} from their mean"
+            )
         self.allocate()
-        if start is not None:
+        if start is not None and images.numel():
             self.advance(0.0)  # the estimate that the splits ask for
 
     def allocate(self) -> None:
@@ -305,6 +332,8 @@ class _SplitBregman:
         penalty = self.state.penalty.double()[:, None, None, None]
         distance = penalty if self.fidelity == "l1" else 2
         inverse = 1 / (distance + self.weight * penalty * (along_x + along_y))
+        if self.fidelity == "l2":
+            inverse[..., 0, 0] = 0  # the mean stays, which is 0
         self.inverse = inverse.to(self.images.dtype)[..., None].expand(*inverse.shape, 2).contiguous()
 
     def advance(self, relaxation: float) -> None:
@@ -334,7 +363,7 @@ class _SplitBregman:
         self.dual = _norm(torch.sub(self.after, self.before, out=self.before))
         self.primal = _norm(torch.sub(self.before, self.change, alpha=1 / self.relaxation, out=self.change))
         # in units of the Bregman variables too: where all noise is smoothed away, the splits come to nothing
-        return torch.stack((self.primal / torch.maximum(size, bregman), self.dual / bregman)).nan_to_num(0.0)
+        return torch.stack((_relative(self.primal, torch.maximum(size, bregman)), _relative(self.dual, bregman)))
 
     def adapt(self) -> None:
         """Changes the penalty for residuals of equal size; neither splits nor Bregman variables change by that."""
@@ -354,6 +383,10 @@ class _SplitBregman:
 
 def _norm(splits: Tensor) -> Tensor:
     return torch.linalg.vector_norm(splits.flatten(1), dim=1)
+
+
+def _relative(size: Tensor, unit: Tensor) -> Tensor:
+    return (size / unit).where(size != 0, 0)  # 0 / 0 where an image is constant
 
 
 class _Seed:
@@ -385,9 +418,9 @@ class _Seed:
         x, y = _shrink_together(x, self.weight / alpha), _shrink_together(y, self.weight / alpha)
         self.splits = torch.stack((x, y, f), 1)
         self.bregman = self.bregman + penalties * (self.splits - values)
-        primal = _norm(values - self.splits) / torch.maximum(_norm(values), _norm(self.splits))
-        dual = _norm(penalties * (self.splits - before)) / _norm(self.bregman)
-        return torch.stack((primal, dual)).nan_to_num(0.0)
+        primal = _relative(_norm(values - self.splits), torch.maximum(_norm(values), _norm(self.splits)))
+        dual = _relative(_norm(penalties * (self.splits - before)), _norm(self.bregman))
+        return torch.stack((primal, dual))
 
     def adapt(self) -> None:
         """Does nothing: its penalties are constant."""
@@ -447,8 +480,11 @@ def _check_start(start: DenoisingState, splits: Tensor) -> None:
     if not isinstance(start, DenoisingState):
         raise TypeError(f"start must be a DenoisingState, got {type(start).__name__}")
     for name, tensor, shape in zip(start._fields, start, (splits.shape, splits.shape[:1]), strict=True):
+        check_tensor(f"start.{name}", tensor)
         if tensor.shape != shape:
             raise ValueError(
                 f"start.{name} must have the shape {list(shape)} for this image and fidelity, got {list(tensor.shape)}"
             )
         check_same(f"start.{name}", tensor, "image (float64, else float32)", splits)
+        if not tensor.isfinite().all() or (name == "penalty" and not (tensor > 0).all()):
+            raise ValueError(f"start.{name} must be finite{' and positive' * (name == 'penalty')}, got other values")

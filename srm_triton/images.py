@@ -9,6 +9,7 @@ from torch import Tensor
 from srm_triton.files import write_atomically
 
 _MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
+_OPAQUE = {"L": "LA", "RGB": "RGBA"}  # and what a colour that stands for transparency makes of them
 
 
 class ImageFile(NamedTuple):
@@ -21,19 +22,29 @@ class ImageFile(NamedTuple):
 
 
 def read_image(path: Path) -> ImageFile:
-    """Reads an image file of any kind that Pillow knows.
+    """Reads an image file of any kind that Pillow knows, the right way up, in 8 or 16 bits.
 
     Raises:
         ModuleNotFoundError: without Pillow.
         OSError: if there is no such file, or it is no image.
+        ValueError: if the file is damaged or too large for Pillow, or its values are no integers of 16 bits.
     """
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        mode = _MODES.get(image.mode, image.mode)
-        wide = mode.startswith("I")  # 16 bits, whatever Pillow keeps them in
-        levels = np.array(image).astype(np.uint16) if wide else np.array(image.convert(mode))
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            mode = _MODES.get(image.mode, image.mode)
+            if "transparency" in image.info:
+                mode = _OPAQUE.get(mode, mode)
+            levels = np.array(image if mode[0] in "IF" else image.convert(mode))
+    except (SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken and for huge files
+        raise ValueError(f"{path}: {error}") from error
+    if levels.dtype != np.uint8:
+        if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"{path}: must hold integers from 0 to 65535, got {levels.dtype} of mode {mode}")
+        levels = levels.astype(np.uint16)
     values = torch.from_numpy(levels)
     if values.dim() == 2:
         return ImageFile(values[None], None)

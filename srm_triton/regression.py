@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_same, check_size, check_tensor
+from srm_triton.functions import without_autocast
 
 
 class MSEGradients(NamedTuple):
@@ -30,7 +31,7 @@ def mse_gradients(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> MSEGrad
     """The gradients of the mean squared error of a linear map, and the error itself (equations: the module's).
 
     They are written out, so they need no backward pass; autograd, `torch.func` and `torch.compile` work through them.
-    Half precision is computed in float32.
+    Half precision is computed in float32, and float32 stays so under autocast.
 
     Args:
         x: inputs, [samples], or [samples, features].
@@ -58,13 +59,15 @@ def mse_gradients(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> MSEGrad
     _check_parameter("bias", bias, x, y.shape[1:], "the targets of y")
     exact = torch.promote_types(x.dtype, torch.float32)
     inputs = x.to(exact)
-    residual = _affine(inputs, weight.to(exact), bias.to(exact)) - y.to(exact)
+    with without_autocast(x):
+        residual = _affine(inputs, weight.to(exact), bias.to(exact)) - y.to(exact)
     loss = residual.square().sum() / len(x)
     # any value that is not finite reaches the loss, so good data are spared a search
     if _is_readable(loss) and not math.isfinite(loss.item()):
         _check_finite(x=x, y=y, weight=weight, bias=bias)
     slope = 2 / len(x) * residual
-    grad_weight = inputs.movedim(0, -1) @ slope
+    with without_autocast(x):
+        grad_weight = inputs.movedim(0, -1) @ slope
     return MSEGradients(grad_weight.to(x.dtype), slope.sum(0).to(x.dtype), loss)
 
 
@@ -201,7 +204,8 @@ class LinearRegression(nn.Module):
         if x.dim() == 0 or x.shape[1:] != features:
             expected = ", ".join(["samples", *map(str, features)])
             raise ValueError(f"x must have the shape [{expected}], as in fit, got {list(x.shape)}")
-        return _affine(x, self.weight, self.bias)
+        with without_autocast(x):
+            return _affine(x, self.weight, self.bias)
 
     forward = predict
 

@@ -125,6 +125,10 @@ class ResNet18_2D(nn.Sequential):  # noqa: N801, the published name
     ) -> None:
         _check_sizes(out_features, in_channels, width, 1)
         check_option("head", head, get_args(Head))
+        if foreign := {"device", "dtype"} & head_options.keys():
+            raise TypeError(
+                f"{min(foreign)} is no option of ResNet18_2D, which has other layers too: call .to(...) on it"
+            )
         stages = _stages(BasicBlock2D, width)
         super().__init__(
             OrderedDict(

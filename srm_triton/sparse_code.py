@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.checks import check_goes_with, check_number, check_same, check_size, check_tensor
+from srm_triton.functions import without_autocast
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.shrink import soft_threshold
 
@@ -63,7 +64,7 @@ def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iteration
     _check_inputs(inputs, dictionary)
     check_number("sparsity", sparsity, 0, above=True)
     check_number("iterations", iterations, 1, whole=True)
-    with torch.autocast(inputs.device.type, enabled=False):
+    with without_autocast(inputs):
         dtype = accumulator_dtype(inputs.dtype)
         x, atoms = inputs.to(dtype).reshape(-1, inputs.shape[-1]), dictionary.to(dtype)
         codes = _fista(x, atoms, sparsity, iterations)
@@ -72,7 +73,9 @@ def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iteration
 
 def _fista(x: Tensor, dictionary: Tensor, sparsity: float, iterations: int) -> Tensor:
     gram = dictionary.t() @ dictionary
-    step = 1 / torch.linalg.eigvalsh(gram)[-1].clamp(min=torch.finfo(gram.dtype).tiny)
+    features, atoms = dictionary.shape
+    largest = torch.linalg.eigvalsh(gram if atoms <= features else dictionary @ dictionary.t())[-1]  # the same of both
+    step = 1 / largest.clamp(min=torch.finfo(gram.dtype).tiny)
     keep = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - step * gram
     correlation = x @ dictionary
     z = y = torch.zeros_like(correlation)
@@ -97,8 +100,8 @@ def sparse_statistics(inputs: Tensor, dictionary: Tensor, codes: Tensor, sparsit
         sparsity: λ.
 
     Raises:
-        TypeError: for dtypes that differ or are not floating point.
-        ValueError: for shapes or devices that do not go together.
+        TypeError: for dtypes that differ or are not floating point, or a sparsity that is no number.
+        ValueError: for shapes or devices that do not go together, or a sparsity that is not positive.
 
     Example:
         >>> codes = torch.tensor([[2.0, 0.0]])
@@ -106,12 +109,13 @@ def sparse_statistics(inputs: Tensor, dictionary: Tensor, codes: Tensor, sparsit
         SparseStatistics(objective=tensor([2.5000]), nonzero_share=tensor([0.5000]))
     """
     _check_inputs(inputs, dictionary)
+    check_number("sparsity", sparsity, 0, above=True)
     check_tensor("codes", codes)
     check_same("codes", codes, "inputs", inputs)
     if codes.shape != (*inputs.shape[:-1], dictionary.shape[1]):
         expected = [*inputs.shape[:-1], dictionary.shape[1]]
         raise ValueError(f"codes must have the shape {expected} (inputs and atoms), got {list(codes.shape)}")
-    with torch.autocast(inputs.device.type, enabled=False):
+    with without_autocast(inputs):
         x, atoms, z = (tensor.to(accumulator_dtype(inputs.dtype)) for tensor in (inputs, dictionary, codes))
         objective = (x - z @ atoms.t()).square().sum(-1) / 2 + sparsity * z.abs().sum(-1)
     return SparseStatistics(objective, (z != 0).to(z.dtype).mean(-1))
@@ -204,7 +208,7 @@ class SparseRepresentation(nn.Module):
         codes = self.encode(inputs)
         if self.classifier is None:
             return codes
-        outputs: Tensor = self.classifier(codes)
+        outputs: Tensor = self.classifier(codes.to(self.dictionary.dtype))
         return outputs
 
     @torch.no_grad()

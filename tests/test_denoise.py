@@ -52,7 +52,7 @@ def test_no_image_has_a_smaller_objective(fidelity, shape, weight):
     bound = dual_bound(noisy, result.state, weight, fidelity)
     assert (objective >= bound * (1 - 1e-12)).all()
     assert (objective - bound <= (1e-5 if fidelity == "l2" else 2e-3) * objective.clamp(min=1e-3)).all()
-    assert torch.equal(result.trace.objective[-1], objective)
+    torch.testing.assert_close(result.trace.objective[-1], objective, rtol=1e-12, atol=1e-15)
 
 
 def seed_in_numpy(f, weight, fidelity, iterations):
@@ -135,16 +135,21 @@ def test_both_methods_go_to_the_same_image(fidelity):
 def test_each_image_of_a_batch_is_treated_alone(fidelity):
     images = torch.stack([noisy_image(2, 10, 11, noise=noise)[0] for noise in ("gauss", "pepper", "gauss")])
     images[2] = 0.02 * images[2].round() + 0.5
-    together = denoise_tv(images.reshape(3, 1, 2, 10, 11), 0.2, fidelity, trace=True)
+    references = images.flip(0)
+    batch, clean = images.reshape(3, 1, 2, 10, 11), references.reshape(3, 1, 2, 10, 11)
+    together = denoise_tv(batch, 0.2, fidelity, reference=clean, trace=True)
     assert together.image.shape == (3, 1, 2, 10, 11) and together.iterations.shape == (3, 1)
     assert len(together.iterations.unique()) > 1
     for i, image in enumerate(images):
-        alone = denoise_tv(image, 0.2, fidelity, trace=True)
+        alone = denoise_tv(image, 0.2, fidelity, reference=references[i], trace=True)
         torch.testing.assert_close(alone.image, together.image[i, 0], rtol=0, atol=1e-13)
         assert alone.iterations == together.iterations[i, 0] and alone.converged == together.converged[i, 0]
         own = together.trace.objective[: int(alone.iterations), i, 0]
         torch.testing.assert_close(alone.trace.objective, own, rtol=1e-10, atol=0)
         torch.testing.assert_close(alone.state.splits[0], together.state.splits[i], rtol=0, atol=1e-10)
+        torch.testing.assert_close(alone.state.penalty[0], together.state.penalty[i], rtol=1e-10, atol=0)
+        last = together.trace.error[int(alone.iterations) - 1, i, 0]
+        torch.testing.assert_close(alone.trace.error[-1], last, rtol=1e-10, atol=0)
         assert (together.trace.objective[int(alone.iterations) :, i, 0] == own[-1]).all()
 
 
@@ -191,6 +196,15 @@ def test_warm_start(fidelity):
     assert (warm.iterations <= cold.iterations // 3).all() and warm.converged.all()
     torch.testing.assert_close(warm.image, cold.image, rtol=0, atol=2e-3)
     assert torch.equal(splits, cold.state.splits)  # of the caller
+    permuted = cold.state._replace(splits=splits.mT.contiguous().mT)
+    with use_backend("triton"):
+        again = denoise_tv(noisy[..., :2, :3], 0.2, fidelity, max_iterations=1, trace=True)
+        state = again.state._replace(splits=again.state.splits.mT.contiguous().mT)
+        first, second = (denoise_tv(noisy[..., :2, :3], 0.2, fidelity, start=s) for s in (again.state, state))
+        assert torch.equal(first, second)
+    assert torch.equal(
+        denoise_tv(noisy, 0.2, fidelity, start=permuted), denoise_tv(noisy, 0.2, fidelity, start=cold.state)
+    )
     halfway = denoise_tv(noisy, 0.2, fidelity, max_iterations=20, tolerance=0.0, trace=True)
     rest = denoise_tv(noisy, 0.2, fidelity, max_iterations=20, tolerance=0.0, start=halfway.state, trace=True)
     assert rest.trace.objective[0].sum() < halfway.trace.objective[2].sum()
@@ -240,6 +254,7 @@ def test_results_that_need_no_iteration():
     assert result.trace.objective.shape == (0, 3)
     empty = denoise_tv(noisy[:0], 0.3, trace=True)
     assert empty.image.shape == (0, 1, 5, 4) and empty.iterations.shape == (0,)
+    assert denoise_tv(noisy[:0], 0.3, start=empty.state).shape == (0, 1, 5, 4)
 
 
 @pytest.mark.parametrize("fidelity", ["l2", "l1"])
@@ -249,6 +264,52 @@ def test_constant_images_stay(fidelity, shape):
     result = denoise_tv(image, 0.5, fidelity, trace=True)
     torch.testing.assert_close(result.image, image, rtol=0, atol=1e-6)
     assert result.converged and result.iterations <= 5
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-3, 1e36])
+def test_units_are_free(scale):
+    noisy, _ = noisy_image(1, 20, 20, dtype=torch.float32)
+    scaled, unscaled = denoise_tv(noisy * scale, 0.3 * scale, trace=True), denoise_tv(noisy, 0.3, trace=True)
+    torch.testing.assert_close(scaled.image / scale, unscaled.image, rtol=0, atol=1e-5)
+    assert scaled.iterations == unscaled.iterations
+
+
+@pytest.mark.parametrize(("scale", "weight"), [(1e-40, 0.1), (1.0, 1e38), (1.0, 1e300)])
+def test_units_that_are_too_far_apart(scale, weight):
+    noisy, _ = noisy_image(1, 20, 20, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"image and weight must not be so large or small that torch\.float32"):
+        denoise_tv(noisy * scale, weight)
+
+
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+@pytest.mark.parametrize(("height", "base"), [(1.0, 0.0), (1e-3, 0.5)])
+def test_drawings_that_are_flat_almost_everywhere(fidelity, height, base):
+    """Where the mean difference says nothing of those there are, and float32 holds few digits of them."""
+    image = torch.full((1, 128, 128), base)
+    image[0, 10:13, 20:24] += height
+    image[0, 100, 100] += height
+    weight = 0.1 * height if fidelity == "l2" else 0.3
+    result = denoise_tv(image, weight, fidelity, trace=True)
+    best = denoise_tv(image.double(), weight, fidelity, tolerance=1e-4, max_iterations=2000, trace=True)
+    assert result.converged and best.converged
+    assert result.trace.objective[-1] <= 1.03 * best.trace.objective[-1]
+    assert result.trace.objective[-1] < 0.99 * tv_objective(image, image, weight, fidelity)
+
+
+def test_the_mean_stays():
+    noisy, _ = noisy_image(1, 20, 20, dtype=torch.float32)
+    for weight in (0.3, 1e8):
+        result = denoise_tv(noisy, weight, max_iterations=200)
+        torch.testing.assert_close(result.mean(), noisy.mean(), rtol=1e-6, atol=0)
+
+
+def test_a_batch_by_the_seeds_iteration():
+    images = torch.stack([noisy_image(1, 8, 9)[0], torch.full((1, 8, 9), 0.5, dtype=torch.float64)])
+    together = denoise_tv(images, 0.1, method="seed", max_iterations=40, trace=True)
+    assert (together.iterations == 40).all()
+    for image, result in zip(images, together.image, strict=True):
+        alone = denoise_tv(image, 0.1, method="seed", max_iterations=40)
+        torch.testing.assert_close(alone, result, rtol=0, atol=1e-13)
 
 
 def test_large_weights_give_the_mean():
@@ -317,9 +378,32 @@ STATE = DenoisingState(torch.zeros(1, 2, 1, 4, 4), torch.ones(1))
         ({"start": "yes"}, TypeError, "start must be a DenoisingState, got str"),
         ({"start": STATE, "fidelity": "l1"}, ValueError, r"start.splits must have the shape \[1, 3, 1, 4, 4\]"),
         ({"start": STATE, "method": "seed"}, ValueError, "start must be None with method=\"seed\""),
+        ({"start": DenoisingState(None, None)}, TypeError, "start.splits must be a torch.Tensor, got NoneType"),
+        ({"start": STATE._replace(splits=STATE.splits * NAN)}, ValueError, "start.splits must be finite, got other"),
+        ({"start": STATE._replace(penalty=-STATE.penalty)}, ValueError, "start.penalty must be finite and positive"),
         ({"start": STATE, "image": IMAGE.double()}, TypeError, "start.splits must have the dtype of image"),
     ],
 )  # fmt: skip
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         denoise_tv(**{"image": IMAGE, "weight": 0.1} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((IMAGE, IMAGE, 0.1, "L1"), ValueError, "fidelity must be one of"),
+        ((IMAGE, IMAGE, -1.0), ValueError, "weight must be finite and ≥ 0"),
+        ((IMAGE.byte(), IMAGE.byte(), 0.1), TypeError, "image must have one of the dtypes"),
+        ((IMAGE, IMAGE[0], 0.1), ValueError, r"must have one shape \[..., channels, height, width\], got"),
+        ((IMAGE[0], IMAGE[0], 0.1), ValueError, r"must have one shape \[..., channels, height, width\], got"),
+    ],
+)
+def test_bad_input_of_the_objective(arguments, error, message):
+    with pytest.raises(error, match=message):
+        tv_objective(*arguments)
+
+
+def test_objective_in_half_precision():
+    image = torch.full((1, 4, 4), 300.0)
+    assert tv_objective(image.half(), -image.half(), 0.1) == tv_objective(image, -image, 0.1)

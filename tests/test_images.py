@@ -49,6 +49,46 @@ def test_other_modes_are_converted(tmp_path, mode, channels):
     assert channels == 1 or pixels[0].float().mean() > 250 > 5 > pixels[1:].float().mean()
 
 
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 3), 70000, dtype=np.int32), "must hold integers from 0 to 65535, got int32"),
+        (np.full((2, 3), 0.5, dtype=np.float32), "must hold integers from 0 to 65535, got float32"),
+    ],
+)
+def test_values_of_more_than_16_bits(tmp_path, array, message):
+    Image.fromarray(array).save(tmp_path / "in.tiff")
+    with pytest.raises(ValueError, match=message):
+        read_image(tmp_path / "in.tiff")
+
+
+def test_32_bits_that_hold_16(tmp_path):
+    Image.fromarray(np.array([[0, 40000]], dtype=np.int32)).save(tmp_path / "in.tiff")
+    pixels = read_image(tmp_path / "in.tiff").pixels
+    assert pixels.dtype == torch.uint16 and pixels.flatten().tolist() == [0, 40000]
+
+
+def test_orientation_and_transparency(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    Image.new("L", (5, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").pixels.shape == (1, 5, 4)
+    Image.fromarray(np.array([[0, 7]], dtype=np.uint8)).save(tmp_path / "in.png", transparency=7)
+    image = read_image(tmp_path / "in.png")
+    assert image.pixels.flatten().tolist() == [0, 7] and image.opacity.flatten().tolist() == [255, 0]
+
+
+def test_damaged_and_huge_files(tmp_path, monkeypatch):
+    Image.new("L", (50, 40)).save(tmp_path / "in.png")
+    content = (tmp_path / "in.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(content[:37] + b"\0" * 4 + content[41:])
+    with pytest.raises((ValueError, OSError), match=r"broken|truncated"):
+        read_image(tmp_path / "broken.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"in\.png: Image size"):
+        read_image(tmp_path / "in.png")
+
+
 def test_values_beyond_white_and_black_are_cut_off(tmp_path):
     pixels = torch.tensor([[[-1.0, 0.5, 2.0]]])
     write_png(tmp_path / "out.png", pixels, ImageFile(torch.zeros(1, 1, 3, dtype=torch.uint8), None))
@@ -81,11 +121,17 @@ def test_denoise(capsys, noisy_png):
     expected = (denoise_tv(noisy, 0.15) * 255).clamp(0, 255).round().byte()
     assert torch.equal(denoised, expected) and not torch.equal(denoised, noisy)
     assert (folder / "plot.png").stat().st_size > 10_000
+    assert main(["denoise", str(noisy_png), str(folder / "out.png"), *options[2:], "--overwrite"]) == 0
+    with_psnr = (folder / "plot.png").read_bytes()
+    assert main(["denoise", str(noisy_png), str(folder / "out.png"), *options, "--overwrite"]) == 0
+    assert (folder / "plot.png").read_bytes() != with_psnr
 
 
 def test_denoise_passes_its_options_on(capsys, noisy_png):
     out = noisy_png.with_name("out.png")
-    options = ["--fidelity", "l1", "--weight", "0.7", "--method", "seed", "--max-iterations", "3"]
+    assert main(["denoise", str(noisy_png), str(out), "--tolerance", "1", "--overwrite"]) == 0
+    assert capsys.readouterr().out.startswith("5 iterations, converged\n")
+    options = ["--fidelity", "l1", "--weight", "0.7", "--method", "seed", "--max-iterations", "3", "--overwrite"]
     assert main(["denoise", str(noisy_png), str(out), *options]) == 0
     assert capsys.readouterr().out.startswith("3 iterations, stopped before the tolerance was reached\n")
     expected = denoise_tv(read_image(noisy_png).pixels, 0.7, "l1", method="seed", max_iterations=3)
@@ -112,4 +158,7 @@ def test_bad_input_of_denoise(capsys, noisy_png):
     assert "weight must be finite and ≥ 0, got -1.0" in error_of(
         capsys, ["denoise", str(noisy_png), out, "--weight", "-1"]
     )  # fmt: skip
+    assert "--plot" in error_of(capsys, ["denoise", str(noisy_png), out, "--plot", out])
+    assert "nothing to draw" in error_of(capsys, ["denoise", str(noisy_png), out, "--plot", "p.png", "--weight", "0"])
+    assert "there is no folder" in error_of(capsys, ["denoise", str(noisy_png), str(folder / "none" / "out.png")])
     assert not Path(out).exists()

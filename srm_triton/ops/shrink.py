@@ -172,12 +172,12 @@ def _reference_step(
 def _add_scaled_differences(sums: Tensor, estimate: Tensor, image: Tensor, penalty: Tensor, scratch: Tensor) -> None:
     """Adds g, in the shape of the splits; `scratch` is memory in the shape of `estimate`."""
     factor = penalty[:, None, None, None]
-    torch.mul(estimate, factor, out=scratch)
     for kind, axis in enumerate((-1, -2)):
-        _add_shifted(sums[:, kind], scratch, axis, -1)
-        sums[:, kind].sub_(scratch)
+        torch.neg(estimate, out=scratch)  # differences before products: a penalty may be large
+        _add_shifted(scratch, estimate, axis, -1)
+        sums[:, kind].addcmul_(scratch, factor)
     if sums.shape[1] == 3:
-        sums[:, 2].add_(scratch).addcmul_(image, factor, value=-1)
+        sums[:, 2].addcmul_(torch.sub(estimate, image, out=scratch), factor)
 
 
 def _add_shifted(sums: Tensor, values: Tensor, axis: int, shift: int) -> None:
