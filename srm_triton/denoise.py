@@ -269,7 +269,7 @@ def _iterate(
             result.image[places] = solver.estimate[finished]
             result.iterations[places] = iteration
             result.converged[places] = met[finished]
-            if result.state is not None and solver.state is not None:
+            if traced and result.state is not None and solver.state is not None:
                 result.state.splits[places] = solver.state.splits[finished]
                 result.state.penalty[places] = solver.state.penalty[finished]
             active = active[~finished]
@@ -298,18 +298,19 @@ class _SplitBregman:
     def __init__(self, images: Tensor, weight: float, fidelity: Fidelity, start: DenoisingState | None) -> None:
         self.images, self.weight, self.fidelity = images, weight, fidelity
         self.relaxation = _RELAXATION[fidelity]
-        self.estimate = images.clone()
+        self.estimate = images
         samples, kinds = len(images), 3 if fidelity == "l1" else 2
-        differences = torch.cat([(images.roll(-1, axis) - images).abs().flatten(1) for axis in (-1, -2)], 1)
-        total = differences.sum(1, dtype=torch.float64)
-        mean = total / (differences > 0).sum(1)  # of those that are not 0: most of a drawing is flat
-        penalty = (_PENALTY[fidelity] / mean).where(total > 0, 1).to(images.dtype)
-        splits = images.new_zeros((samples, kinds, *images.shape[1:]))
-        if start is not None:
-            _check_start(start, splits)
-            splits, penalty = start
-        whole = torch.contiguous_format
-        self.state: DenoisingState = DenoisingState(splits.clone(memory_format=whole), penalty.clone())
+        differences = [images.diff(dim=axis).abs_().flatten(1) for axis in (-1, -2)]
+        total = torch.stack([part.sum(1, dtype=torch.float64) for part in differences]).sum(0)
+        count = torch.stack([part.count_nonzero(1) for part in differences]).sum(0)  # most of a drawing is flat
+        penalty = (_PENALTY[fidelity] * count / total).where(total > 0, 1).to(images.dtype)
+        shape = (samples, kinds, *images.shape[1:])
+        if start is None:
+            splits = images.new_zeros(shape)
+        else:
+            _check_start(start, images, shape)
+            splits, penalty = (tensor.clone(memory_format=torch.contiguous_format) for tensor in start)
+        self.state: DenoisingState = DenoisingState(splits, penalty)
         if not (penalty.isfinite() & (penalty > 0) & (weight * penalty < torch.finfo(images.dtype).max / 8)).all():
             raise ValueError(
                 f"image and weight must not be so large or small that {images.dtype} cannot hold their ratio, got "
@@ -322,19 +323,19 @@ class _SplitBregman:
     def allocate(self) -> None:
         """Memory for what is computed anew in every step, and what depends on the penalties."""
         self.target = torch.empty_like(self.images)
-        self.work, self.change, self.before, self.after = (torch.empty_like(self.state.splits) for _ in range(4))
+        self.work, self.change, self.before = (torch.empty_like(self.state.splits) for _ in range(3))
         self.invert()
 
     def invert(self) -> None:
         """The inverse of the linear system for every frequency, twice: for the real and for the imaginary part."""
-        along_x, along_y = _second_differences(self.images)
+        along_x, along_y = (along.to(self.images.dtype) for along in _second_differences(self.images))
         along_x = along_x[: len(along_x) // 2 + 1]
-        penalty = self.state.penalty.double()[:, None, None, None]
+        penalty = self.state.penalty[:, None, None, None]
         distance = penalty if self.fidelity == "l1" else 2
-        inverse = 1 / (distance + self.weight * penalty * (along_x + along_y))
+        inverse = 1 / (distance + self.weight * penalty * (along_x + along_y))  # finite, as the start checks
         if self.fidelity == "l2":
             inverse[..., 0, 0] = 0  # the mean stays, which is 0
-        self.inverse = inverse.to(self.images.dtype)[..., None].expand(*inverse.shape, 2).contiguous()
+        self.inverse = inverse[..., None].expand(*inverse.shape, 2).contiguous()
 
     def advance(self, relaxation: float) -> None:
         """A step, and the estimate that it leads to."""
@@ -355,7 +356,7 @@ class _SplitBregman:
         self.change.copy_(self.state.splits)
         torch.sub(self.change, torch.clamp(self.change, -1, 1, out=self.before), out=self.before)
         self.advance(self.relaxation)
-        splits = self.state.splits
+        splits, self.after = self.state.splits, self.work  # which is free between two steps
         torch.sub(splits, self.change, out=self.change)
         bregman = _norm(torch.clamp(splits, -1, 1, out=self.after))
         size = _norm(torch.sub(splits, self.after, out=self.after))
@@ -475,16 +476,16 @@ def _checked_image(name: str, image: Tensor) -> Tensor:
     return image
 
 
-def _check_start(start: DenoisingState, splits: Tensor) -> None:
-    """Checks that a state belongs to images whose splits look like these."""
+def _check_start(start: DenoisingState, images: Tensor, splits: tuple[int, ...]) -> None:
+    """Checks that a state belongs to such images, whose splits have such a shape."""
     if not isinstance(start, DenoisingState):
         raise TypeError(f"start must be a DenoisingState, got {type(start).__name__}")
-    for name, tensor, shape in zip(start._fields, start, (splits.shape, splits.shape[:1]), strict=True):
+    for name, tensor, shape in zip(start._fields, start, (splits, splits[:1]), strict=True):
         check_tensor(f"start.{name}", tensor)
         if tensor.shape != shape:
             raise ValueError(
                 f"start.{name} must have the shape {list(shape)} for this image and fidelity, got {list(tensor.shape)}"
             )
-        check_same(f"start.{name}", tensor, "image (float64, else float32)", splits)
+        check_same(f"start.{name}", tensor, "image (float64, else float32)", images)
         if not tensor.isfinite().all() or (name == "penalty" and not (tensor > 0).all()):
             raise ValueError(f"start.{name} must be finite{' and positive' * (name == 'penalty')}, got other values")

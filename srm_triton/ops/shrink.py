@@ -158,11 +158,9 @@ def _reference_step(
     splits.lerp_(work, relaxation)
     torch.clamp(splits, -1, 1, out=work)
     torch.sub(splits, work, alpha=2, out=work)
-    target.zero_()
-    for kind, axis in enumerate((-1, -2)):  # predecessor less value, as transposed differences are
-        _add_shifted(target, work[:, kind], axis, 1)
-        target.sub_(work[:, kind])
-    target.mul_(weight)
+    _subtract(work[:, 0], -1, 1, target)
+    _add_shifted(target, work[:, 1], -2, 1)
+    target.sub_(work[:, 1]).mul_(weight)
     if splits.shape[1] == 3:
         target.add_(work[:, 2]).addcmul_(image, penalty[:, None, None, None])
     else:
@@ -173,16 +171,31 @@ def _add_scaled_differences(sums: Tensor, estimate: Tensor, image: Tensor, penal
     """Adds g, in the shape of the splits; `scratch` is memory in the shape of `estimate`."""
     factor = penalty[:, None, None, None]
     for kind, axis in enumerate((-1, -2)):
-        torch.neg(estimate, out=scratch)  # differences before products: a penalty may be large
-        _add_shifted(scratch, estimate, axis, -1)
+        _subtract(estimate, axis, -1, scratch)  # before the product: a penalty may be large
         sums[:, kind].addcmul_(scratch, factor)
     if sums.shape[1] == 3:
         sums[:, 2].addcmul_(torch.sub(estimate, image, out=scratch), factor)
 
 
-def _add_shifted(sums: Tensor, values: Tensor, axis: int, shift: int) -> None:
-    """Adds `values.roll(shift, axis)`, for a shift of 1 or −1, without a copy."""
+def _parts(axis: int, shift: int, sums: Tensor, values: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Where sums meet values as those of `values.roll(shift, axis)`, for a shift of 1 or −1, without a copy."""
     rest = values.shape[axis] - 1
     to, source = (1, 0) if shift == 1 else (0, 1)
-    sums.narrow(axis, to, rest).add_(values.narrow(axis, source, rest))
-    sums.narrow(axis, rest * source, 1).add_(values.narrow(axis, rest * to, 1))
+    return (
+        (sums.narrow(axis, to, rest), values.narrow(axis, source, rest)),
+        (sums.narrow(axis, rest * source, 1), values.narrow(axis, rest * to, 1)),
+    )
+
+
+def _add_shifted(sums: Tensor, values: Tensor, axis: int, shift: int) -> None:
+    """Adds `values.roll(shift, axis)`."""
+    for part, shifted in _parts(axis, shift, sums, values):
+        part.add_(shifted)
+
+
+def _subtract(values: Tensor, axis: int, shift: int, outputs: Tensor) -> None:
+    """Fills `outputs` with `values.roll(shift, axis) - values`."""
+    places = _parts(axis, shift, outputs, values)
+    own = _parts(axis, shift, values, values)
+    for (part, shifted), (value, _) in zip(places, own, strict=True):
+        torch.sub(shifted, value, out=part)
