@@ -114,7 +114,7 @@ def launches(target: str) -> Iterator[tuple[str, torch.dtype, Callable[[], None]
         kinds = {
             "whole": (one_chunk[0], *columns[:2]),
             "parts": (chunks[0], chunks[-1], *columns[12:14]),
-            "parts in two orders": columns[14:],
+            "parts of adjacent samples": columns[14:],
             "images": list(shrink_launches(dtype)),
         }
         if target in IN_FULL and dtype != torch.float16:
