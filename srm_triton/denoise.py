@@ -3,9 +3,10 @@
     min_u  F(u − f) + λ·(‖∂x u‖₁ + ‖∂y u‖₁)        F = ‖·‖₂² or ‖·‖₁, periodic edges
 
 The steps of an iteration, with their equations, are in `srm_triton/ops/shrink.py`; between them stands the estimate: it
-solves (2 or penalty + λ·penalty·(∂xᵀ∂x + ∂yᵀ∂y))·u = target by a Fourier transform. The penalty adapts to balance
-primal and dual residuals (Boyd et al., "Distributed Optimization … via the Alternating Direction Method of
-Multipliers", 2011, section 3.4.1); ``method="seed"`` runs the iteration of the seed text, whose penalties are constant.
+solves (2 or penalty + λ·penalty·(∂xᵀ∂x + ∂yᵀ∂y))·u = target by a Fourier transform. In the first iterations the
+penalty is multiplied, now and then, by the square root of primal over dual residual: a form of the residual balancing
+of Boyd et al., "Distributed Optimization … via the Alternating Direction Method of Multipliers", 2011, section 3.4.1.
+``method="seed"`` runs the iteration of the seed text, whose penalties are constant.
 """
 
 import math
