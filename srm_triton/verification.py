@@ -147,7 +147,7 @@ def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
             for kinds, fidelity in ((2, "l2"), (3, "l1")):
                 estimate, image, penalty = normal(shape), normal(shape), normal(shape[:1]).abs() + 0.5
                 splits = normal((shape[0], kinds, *shape[1:]))
-                yield f"denoise_tv, a step, {fidelity}", shape, _bregman_step(estimate, image, splits, penalty)
+                yield f"denoise_tv step, {fidelity}", shape, _bregman_step(estimate, image, splits, penalty)
 
 
 def _scan_forward(current: Tensor, time_axis: int) -> Operation:

@@ -16,7 +16,7 @@ from test_data import write_fashion_mnist
 from srm_triton import cli, data, plots, training, tuning, tuning_cache, verification
 from srm_triton.backend import resolve_backend
 from srm_triton.cli import main
-from srm_triton.kernels import batch_norm, native, srm_scan
+from srm_triton.kernels import batch_norm, native, shrink, srm_scan
 from srm_triton.kernels.configurations import CANDIDATES
 
 SMALL = ["train", "--hidden", "64", "--steps", "6", "--epochs", "2", "--device", "cpu"]
@@ -169,14 +169,16 @@ def test_verify_passes_here(capsys):
     assert report["failed"] == 0 and len(report["comparisons"]) > 50
     for backend in ("triton", "native") if native.problem() is None and not torch.cuda.is_available() else ("triton",):
         rows = [row for row in report["comparisons"] if row["backend"] == backend]
-        operations = {"srm_scan", "srm_trace"} | ({"batch_norm"} if backend == "triton" else set())
+        operations = {"srm_scan", "srm_trace"}
+        if backend == "triton":
+            operations |= {"batch_norm", "soft_threshold", "denoise_tv"}
         assert {row["operation"].split()[0] for row in rows} == operations
 
 
 def test_verify_runs_every_kernel(monkeypatch):
     kernels = {
         name: kernel
-        for module in (srm_scan, batch_norm)
+        for module in (srm_scan, batch_norm, shrink)
         for name, kernel in vars(module).items()
         if name.endswith("_kernel")
     }
