@@ -275,6 +275,16 @@ def test_same_bits_in_every_run(shape, dim, device):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(40, 33), (70000, 3)])
+def test_gradients_in_another_memory_order_give_the_same_bits(shape, device):
+    """In one tile and in splits."""
+    inputs, weight, bias, grad = make(shape, 0, torch.float32)
+    other = grad.t().contiguous().t()
+    assert other.stride() != grad.stride()
+    results = (run("triton", device, (inputs, weight, bias, g), dim=0) for g in (grad, other))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
