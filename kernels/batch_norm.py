@@ -467,10 +467,9 @@ def backward(
     constants = launch.scalars(inputs.dtype, (eps,))
     with launch.device_of(inputs):
         if partials is not None:
+            # both launches read them, in the order of the inputs
             if _samples_adjacent(grads) != _samples_adjacent(inputs) and 0 not in grads.stride():
-                grads = torch.empty_like(inputs).copy_(
-                    grads
-                )  # they are read twice: once in an order that is not theirs
+                grads = torch.empty_like(inputs).copy_(grads)
             batch_norm_backward_partial_kernel[grid](
                 grads,
                 inputs,
