@@ -275,6 +275,18 @@ def test_mapped_scans(mapped, backend, device):
         assert same(list(results), [torch.stack(ones) for ones in zip(*expected, strict=True)])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mapped_gradients_of_one_scan(backend, device):
+    generator = torch.Generator().manual_seed(0)
+    current = torch.randn(4, 5, 6, generator=generator).to(device) + 0.7
+    grads = torch.randn(3, 4, 5, 6, generator=generator).to(device)
+    with use_backend(backend):
+        _, pull_back = torch.func.vjp(srm_scan, current)
+        (results,) = vmap(pull_back)(grads)
+        expected = [pull_back(one)[0] for one in grads]
+    assert same(list(results), expected) and results.any()
+
+
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (2, None, 1), (None, 0, None), (1, 0, None)])
