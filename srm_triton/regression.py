@@ -84,8 +84,8 @@ class LinearRegression(nn.Module):
     target. Of several solutions (constant or dependent features, fewer samples than features) it reaches the one with
     the smallest weights, as scikit-learn's `LinearRegression` does; a constant feature weighs 0.
 
-    The number of iterations grows with the condition number κ of the centred features, to about 30·κ, and the relative
-    error of the weights is up to tolerance·κ²: scale features alike. All is computed in float64 and then rounded.
+    The number of iterations grows with the condition number κ of the centred features, and the relative error of the
+    weights is up to tolerance·κ²: scale features alike. All is computed in float64 and then rounded.
 
     Args:
         tolerance: where the descent ends, > 0; rounding allows little less than the default.

@@ -46,8 +46,8 @@ def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iteration
         dictionary: D, [features, atoms], in the dtype of `inputs` or in float32 for half-precision inputs; its columns
             are usually of norm 1.
         sparsity: λ, positive; the larger, the fewer non-zeros. Above max|Dᵀx| the code is 0.
-        iterations: how many; 20 come to within about 1e-3 of the smallest objective where atoms are not many more than
-            features, 100 to 1e-4 or better where they are four times as many.
+        iterations: how many; the more atoms there are for each feature, the more it takes to come near the smallest
+            objective, which `sparse_statistics` reports.
 
     Returns:
         [..., atoms] in the dtype of `inputs`. A NaN makes NaN of its own sample's code only.

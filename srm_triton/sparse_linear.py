@@ -5,9 +5,7 @@ With the kept weights v_k at row r_k and column c_k of the weight, the layer and
     outputs = inputs·Wᵀ + bias      grad_inputs = grad·W      grad_v_k = Σ grad[·, r_k]·inputs[·, c_k]
 
 the last sampled at the kept weights, so that no dense matrix is made. W is kept in CSR, and for grad·W in CSC, the CSR
-of Wᵀ: on the CPU, at 4096 × 4096, that product takes an eighth to a half of its time in COO, and forward and backward
-a tenth of what autograd's own take in either. torch has no sparse products in half precision on the CPU, so float16 and
-bfloat16 are computed in float32.
+of Wᵀ. torch has no sparse products in half precision on the CPU, so float16 and bfloat16 are computed in float32.
 """
 
 import warnings
