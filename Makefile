@@ -47,6 +47,6 @@ clean:
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
-$(addprefix $(VENV)/,demo test docs bench peers): $(VENV)/%: pyproject.toml constraints.txt kernels/srm_scan.c Makefile | $(VENV)/bin/pip
+$(addprefix $(VENV)/,demo test docs bench peers): $(VENV)/%: pyproject.toml constraints.txt $(wildcard kernels/*.c kernels/*.h) Makefile | $(VENV)/bin/pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]'
 	touch $@

@@ -1,4 +1,4 @@
-"""Launches the C version of the scan, srm_scan.c, which an installation builds where it finds a compiler."""
+"""Launches the C versions, <stem>.c, which an installation builds where it finds a compiler."""
 
 import ctypes
 import functools
@@ -12,6 +12,7 @@ from .layout import accumulator_dtype, outer_time_inner
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
+_BANDS = 4  # of images, for each thread: one that starts late takes fewer
 
 _CONSTANTS = "membrane_decay synapse_decay gradient_decay amplitude threshold"
 _GRADIENT_CONSTANTS = "rise membrane_slope_limit gradient_slope_limit"
@@ -34,6 +35,38 @@ class _Scan(ctypes.Structure):
     )
 
 
+class _Step(ctypes.Structure):
+    """`Step` of shrink.c, field by field."""
+
+    _fields_ = tuple(
+        (name, kind)
+        for kind, names in (
+            (ctypes.c_int64, "samples kinds channels height width band"),
+            (ctypes.c_double, "weight relaxation"),
+            (ctypes.c_void_p, "estimate image penalty splits target above scratch squares"),
+            (ctypes.c_longlong, "bands_taken workers"),
+        )
+        for name in names.split()
+    )
+
+
+class _Poisson(ctypes.Structure):
+    """`Poisson` of poisson.c, field by field."""
+
+    _fields_ = tuple(
+        (name, kind)
+        for kind, names in (
+            (ctypes.c_int64, "planes channels height columns"),
+            (ctypes.c_void_p, "reach decay gain cycle values"),
+            (ctypes.c_longlong, "tiles_taken"),
+        )
+        for name in names.split()
+    )
+
+
+_STRUCTURES = {"srm_scan": _Scan, "shrink": _Step, "poisson": _Poisson}
+
+
 def _path() -> str | None:
     spec = importlib.util.find_spec("srm_triton.kernels._native")
     return None if spec is None else spec.origin
@@ -47,16 +80,19 @@ def _library() -> ctypes.CDLL | str:
         return "not built: the installation found no C compiler that it can use"
     try:
         library = ctypes.CDLL(path)
-        size, _, _ = _layout(library)
+        sizes = [_layout(library, stem)[0] for stem in _STRUCTURES]
     except (OSError, ValueError) as error:
         return f"cannot be loaded: {error}"
-    return library if size == ctypes.sizeof(_Scan) else "of another version: install the package again"
+    return (
+        library
+        if sizes == list(map(ctypes.sizeof, _STRUCTURES.values()))
+        else "of another version: install the package again"
+    )
 
 
-def _layout(library: ctypes.CDLL) -> tuple[int, int, int]:
-    """The size of its `Scan` in bytes, of its largest tile in neurons, of a chunk in steps."""
-    size, largest_tile, chunk = (ctypes.c_int64 * 3).in_dll(library, "srm_scan_layout")
-    return size, largest_tile, chunk
+def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:
+    """The size of its structure in bytes; for the scan also the largest tile in neurons and a chunk in steps."""
+    return tuple((ctypes.c_int64 * (3 if stem == "srm_scan" else 1)).in_dll(library, f"{stem}_layout"))
 
 
 @functools.cache
@@ -72,11 +108,11 @@ def problem() -> str | None:
 
 
 def threads() -> int:
-    """How many threads a large scan runs on: PyTorch's own, or one where they cannot be joined."""
+    """How many threads large tensors are served by: PyTorch's own, or one where they cannot be joined."""
     return torch.get_num_threads() if _thread_pool() else 1
 
 
-def forward(
+def scan_forward(
     current: torch.Tensor,
     spikes: torch.Tensor,
     membrane: torch.Tensor | None,
@@ -92,11 +128,11 @@ def forward(
     scan.current_stride_outer, scan.current_stride_time, _ = x.stride()
     scan.current = x.data_ptr()
     scan.spikes, scan.membrane, scan.gradient_trace = map(_pointer, results)
-    _run("srm_scan_forward", scan, x.dtype, _number_of_threads(x))
+    _run_scan("forward", scan, x.dtype, _number_of_threads(x))
     _hand_over(results, tensors, time_axis)
 
 
-def backward(
+def scan_backward(
     grad_spikes: torch.Tensor,
     current: torch.Tensor,
     label_steps: torch.Tensor | None,
@@ -115,7 +151,7 @@ def backward(
     tensors = (grad_weight_path, grad_time_path)
     results = [_writable(tensor, x, time_axis) for tensor in tensors]
     threads = _number_of_threads(x)
-    _, largest_tile, chunk = _layout(_library())
+    _, largest_tile, chunk = _layout(_library(), "srm_scan")
     scratch = x.new_empty(threads, 2 * chunk + 3 * -(-x.shape[1] // chunk), largest_tile)
 
     scan = _Scan(*x.shape, **dict(zip(_CONSTANTS.split(), constants, strict=True)))
@@ -125,7 +161,7 @@ def backward(
     scan.current, scan.grad_spikes, scan.label_steps = x.data_ptr(), grad.data_ptr(), _pointer(label_steps)
     scan.grad_weight_path, scan.grad_time_path = map(_pointer, results)
     scan.scratch = scratch.data_ptr()
-    _run("srm_scan_backward", scan, x.dtype, threads)
+    _run_scan("backward", scan, x.dtype, threads)
     _hand_over(results, tensors, time_axis)
 
 
@@ -163,10 +199,61 @@ def _number_of_threads(x: torch.Tensor) -> int:
     return threads() if x.numel() >= _PARALLEL_FROM else 1
 
 
-def _run(stem: str, scan: _Scan, dtype: torch.dtype, threads: int) -> None:
-    library = _library()
-    _, scan.tile, _ = _layout(library)
+def _run_scan(direction: str, scan: _Scan, dtype: torch.dtype, threads: int) -> None:
+    _, scan.tile, _ = _layout(_library(), "srm_scan")
     while scan.tile > _SMALLEST_TILE and scan.outer * -(-scan.inner // scan.tile) < threads:
         scan.tile //= 2  # so that no thread goes without
-    function = getattr(library, f"{stem}_{'double' if dtype == torch.float64 else 'float'}")
-    function(ctypes.byref(scan), _thread_pool(), ctypes.c_uint(threads))
+    _run(f"srm_scan_{direction}", scan, dtype, threads)
+
+
+def _run(stem: str, argument: ctypes.Structure, dtype: torch.dtype, threads: int) -> None:
+    function = getattr(_library(), f"{stem}_{'double' if dtype == torch.float64 else 'float'}")
+    function(ctypes.byref(argument), _thread_pool(), ctypes.c_uint(threads))
+
+
+def bregman_step(
+    estimate: torch.Tensor,
+    image: torch.Tensor,
+    splits: torch.Tensor,
+    penalty: torch.Tensor,
+    target: torch.Tensor,
+    weight: float,
+    relaxation: float,
+) -> torch.Tensor:
+    """Advances `splits` in place and fills `target`; arguments as kernels/shrink.py.
+
+    Returns:
+        [samples, 4], float64: sums of squares, of S(v) − g, of what S(v) moved by, of S(v), and of v − S(v).
+    """
+    samples, channels, height, width = image.shape
+    threads = _number_of_threads(image)
+    band = -(-height * samples * channels // (_BANDS * threads))
+    step = _Step(samples, splits.shape[1], channels, height, width, min(band, height) if threads > 1 else height)
+    step.weight, step.relaxation = weight, relaxation
+    above = image.new_empty(samples * channels * -(-height // step.band), width)
+    scratch = image.new_empty(threads, 4, width + 1)
+    squares = image.new_empty(samples, channels * height, 4, dtype=torch.float64)
+    step.estimate, step.image, step.penalty = estimate.data_ptr(), image.data_ptr(), penalty.data_ptr()
+    step.splits, step.target, step.above = splits.data_ptr(), target.data_ptr(), above.data_ptr()
+    step.scratch, step.squares = scratch.data_ptr(), squares.data_ptr()
+    _run("shrink_bregman", step, image.dtype, threads)
+    return squares.sum(1)
+
+
+def poisson_columns(
+    values: torch.Tensor, reach: torch.Tensor, decay: torch.Tensor, gain: torch.Tensor, cycle: torch.Tensor
+) -> None:
+    """Solves the systems that the columns are, in place.
+
+    Args:
+        values: [samples, channels, height, columns], contiguous, float32 or float64.
+        reach: how many rows a value is felt over, int64 [samples, columns], as the others.
+        decay: of a value, from row to row.
+        gain: what values are multiplied by, twice.
+        cycle: 1 / (1 − decay^height).
+    """
+    samples, channels, height, columns = values.shape
+    poisson = _Poisson(
+        samples * channels, channels, height, columns, *map(_pointer, (reach, decay, gain, cycle, values))
+    )
+    _run("poisson_columns", poisson, values.dtype, _number_of_threads(values))

@@ -3,27 +3,14 @@
    Spikes and gradients equal the eager reference bit for bit, so it must be compiled without contraction. Tensors are
    seen as [outer, time, inner]: inner has stride 1, current and gradient have strides of their own, the rest is dense.
    Workers take tiles of neurons from a counter, each tile through all of time with its states in the nearest cache; the
-   backward keeps the states at the start of each chunk of time and recomputes the rest. The caller hands in the thread
-   pool that PyTorch has loaded (GOMP_parallel): a second one would spin beside it. */
+   backward keeps the states at the start of each chunk of time and recomputes the rest. */
 
 #ifndef REAL
 
-#include <stdatomic.h>
-#include <stdint.h>
+#include "native.h"
 
 #define LARGEST_TILE 1024 /* long rows: the processor fetches ahead within a row, not from one step to the next */
 #define CHUNK 32
-
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define EVERY_VECTOR_WIDTH __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define EVERY_VECTOR_WIDTH
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-#define JOIN_NAMES(stem, type) stem##_##type
-#define JOIN(stem, type) JOIN_NAMES(stem, type)
-#define TYPED(stem) JOIN(stem, REAL)
 
 typedef struct {
     int64_t outer, steps, inner, tile;
@@ -42,16 +29,6 @@ typedef struct {
 } Tile;
 
 const int64_t srm_scan_layout[3] = {sizeof(Scan), LARGEST_TILE, CHUNK}; /* for the loader */
-
-typedef void RunParallel(void (*worker)(void *), void *scan, unsigned threads, unsigned flags);
-
-static void run(void (*worker)(void *), Scan *scan, RunParallel *run_parallel, unsigned threads)
-{
-    if (threads > 1)
-        run_parallel(worker, scan, threads, 0);
-    else
-        worker(scan);
-}
 
 INLINE int take_tile(Scan *scan, Tile *tile)
 {

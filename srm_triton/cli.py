@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     usual = ", ".join(f"{weight} for {fidelity}" for fidelity, weight in DENOISING_WEIGHTS.items())
     denoise.add_argument("--weight", type=float, help=f"the larger, the smoother (default: {usual})")
     denoise.add_argument("--method", choices=get_args(Method), default="adaptive", help="default: %(default)s")
-    denoise.add_argument("--tolerance", type=float, default=0.01, help="where to stop (default: %(default)s)")
+    denoise.add_argument("--tolerance", type=float, help="where to stop (default: 0.01 for l2, 0.015 for l1)")
     denoise.add_argument("--max-iterations", type=int, default=500, help="at the latest (default: %(default)s)")
     denoise.add_argument("--reference", type=Path, metavar="FILE", help="the image without noise, to compare with")
     denoise.add_argument("--plot", type=Path, metavar="FILE", help="PNG file for images and trace")

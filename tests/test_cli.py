@@ -169,9 +169,9 @@ def test_verify_passes_here(capsys):
     assert report["failed"] == 0 and len(report["comparisons"]) > 50
     for backend in ("triton", "native") if native.problem() is None and not torch.cuda.is_available() else ("triton",):
         rows = [row for row in report["comparisons"] if row["backend"] == backend]
-        operations = {"srm_scan", "srm_trace"}
+        operations = {"srm_scan", "srm_trace", "denoise_tv"}
         if backend == "triton":
-            operations |= {"batch_norm", "soft_threshold", "denoise_tv"}
+            operations |= {"batch_norm", "soft_threshold"}
         assert {row["operation"].split()[0] for row in rows} == operations
 
 
@@ -220,7 +220,7 @@ def test_verify_finds_a_wrong_kernel(wrong, capsys, monkeypatch):
 @pytest.mark.skipif(native.problem() is not None, reason="the C library, which serves here for a kernel, is missing")
 def test_verify_repeats(capsys, monkeypatch):
     """A kernel that is right twice and then wrong."""
-    forward, runs = native.forward, 0
+    forward, runs = native.scan_forward, 0
 
     def unsteady(current, spikes, membrane, gradient_trace, *arguments):
         nonlocal runs
@@ -229,7 +229,7 @@ def test_verify_repeats(capsys, monkeypatch):
         if gradient_trace is not None and runs % 3 == 0:
             gradient_trace.view(-1)[0] += 1
 
-    monkeypatch.setattr(native, "forward", unsteady)
+    monkeypatch.setattr(native, "scan_forward", unsteady)
     monkeypatch.setattr(verification, "_TOLERANCES", {torch.float32: 1e-5})
     monkeypatch.setattr(verification, "_SCAN_SHAPES", ((2, 5, 7),))
     found = [c for c in verification.verify(torch.device("cpu"), 3) if not c.passed]

@@ -8,8 +8,10 @@ from skimage.restoration import denoise_tv_bregman
 
 from srm_triton import use_backend
 from srm_triton.denoise import DenoisingState, denoise_tv, tv_objective
+from srm_triton.kernels import native
 
 NAN = math.nan
+NATIVE = ["native"] if native.problem() is None and not torch.cuda.is_available() else []
 
 
 def noisy_image(*shape, noise="gauss", seed=0, dtype=torch.float64):
@@ -137,11 +139,11 @@ def test_each_image_of_a_batch_is_treated_alone(fidelity):
     images[2] = 0.02 * images[2].round() + 0.5
     references = images.flip(0)
     batch, clean = images.reshape(3, 1, 2, 10, 11), references.reshape(3, 1, 2, 10, 11)
-    together = denoise_tv(batch, 0.2, fidelity, reference=clean, trace=True)
+    together = denoise_tv(batch, 0.2, fidelity, tolerance=0.01, reference=clean, trace=True)
     assert together.image.shape == (3, 1, 2, 10, 11) and together.iterations.shape == (3, 1)
     assert len(together.iterations.unique()) > 1
     for i, image in enumerate(images):
-        alone = denoise_tv(image, 0.2, fidelity, reference=references[i], trace=True)
+        alone = denoise_tv(image, 0.2, fidelity, tolerance=0.01, reference=references[i], trace=True)
         torch.testing.assert_close(alone.image, together.image[i, 0], rtol=0, atol=1e-13)
         assert alone.iterations == together.iterations[i, 0] and alone.converged == together.converged[i, 0]
         own = together.trace.objective[: int(alone.iterations), i, 0]
@@ -210,14 +212,21 @@ def test_warm_start(fidelity):
     assert rest.trace.objective[0].sum() < halfway.trace.objective[2].sum()
 
 
-def test_triton_equals_the_reference(device):
+@pytest.mark.parametrize("fidelity", ["l2", "l1"])
+@pytest.mark.parametrize("backend", ["triton", *NATIVE])
+def test_every_backend_equals_the_reference(backend, fidelity, device):
     noisy = noisy_image(2, 1, 9, 12)[0].to(device)
-    for fidelity in ("l2", "l1"):
-        results = []
-        for backend in ("reference", "triton"):
-            with use_backend(backend):
-                results.append(denoise_tv(noisy, 0.2, fidelity, max_iterations=10))
-        torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    results = []
+    for name in ("reference", backend):
+        with use_backend(name):
+            results.append(denoise_tv(noisy, 0.2, fidelity, max_iterations=10, tolerance=0, trace=True))
+    expected, result = results
+    torch.testing.assert_close(result.image, expected.image, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.state.penalty, expected.state.penalty, rtol=1e-10, atol=0)
+    first = denoise_tv(noisy, 0.2, fidelity, max_iterations=4, trace=True).state.penalty
+    assert (result.state.penalty != first).any()  # it was adapted
+    for row, other in zip(result.trace[:3], expected.trace[:3], strict=True):
+        torch.testing.assert_close(row, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

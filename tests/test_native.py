@@ -1,8 +1,9 @@
 """The C library: that it is built, that it is chosen, its threads, and what users are told without it.
 
-Its results are compared with the reference's in test_srm_scan.py.
+Its results are compared with the reference's in test_srm_scan.py, test_shrink.py and test_poisson.py.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -34,16 +35,16 @@ def test_it_is_built_where_there_is_a_compiler():
 @needs_library
 def test_it_serves_the_scan_of_cpu_tensors(monkeypatch):
     called = []
-    for name in ("forward", "backward"):
+    for name in ("scan_forward", "scan_backward"):
         original = getattr(native, name)
         monkeypatch.setattr(native, name, lambda *a, original=original, name=name: called.append(name) or original(*a))
     layer = SRMLinear(5, 3)
     layer(torch.rand(2, 4, 5)).sum().backward()
-    assert called == ["forward", "backward"]
+    assert called == ["scan_forward", "scan_backward"]
     with use_backend("reference"):
         spikes = layer(torch.rand(2, 4, 5))
     spikes.sum().backward()
-    assert called == ["forward", "backward"]
+    assert called == ["scan_forward", "scan_backward"]
 
 
 def test_without_it_the_reference_serves(monkeypatch):
@@ -65,7 +66,7 @@ def test_a_library_that_cannot_be_loaded(monkeypatch, tmp_path):
 
 @needs_library
 def test_a_library_of_another_version(monkeypatch):
-    monkeypatch.setattr(native, "_layout", lambda library: (8, 1024, 32))
+    monkeypatch.setattr(native, "_layout", lambda library, stem: (8, 1024, 32))
     assert native._library.__wrapped__() == "of another version: install the package again"
     monkeypatch.undo()
     monkeypatch.setattr(native, "_path", lambda: torch._C.__file__)
@@ -132,13 +133,13 @@ def test_it_works_on_pytorchs_own_threads():
     assert process.stdout.split() == ["1", "0"]
 
 
-@needs_library
-def test_the_source_and_its_loader_agree():
-    source = (Path(native.__file__).parent / "srm_scan.c").read_text(encoding="utf-8")
-    fields = source.partition("typedef struct {")[2].partition("} Scan;")[0]
-    position = -1
-    for name, _ in native._Scan._fields_:
-        assert (position := fields.index(name, position + 1)) >= 0
+@pytest.mark.parametrize("stem", native._STRUCTURES)
+def test_the_source_and_its_loader_agree(stem):
+    structure = native._STRUCTURES[stem]
+    source = (Path(native.__file__).parent / f"{stem}.c").read_text(encoding="utf-8")
+    fields = source.partition("typedef struct {")[2].partition(f"}} {structure.__name__.removeprefix('_')};")[0]
+    declared = re.findall(r"\w+(?=[,;])", re.sub(r"/\*.*?\*/", "", fields, flags=re.DOTALL))
+    assert declared == [name for name, _ in structure._fields_]
 
 
 @needs_library

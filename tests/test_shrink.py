@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srm_triton import use_backend
-from srm_triton.kernels import launch
+from srm_triton.kernels import launch, native
 from srm_triton.kernels import shrink as kernel
 from srm_triton.ops.shrink import _shrink, bregman_step, soft_threshold
 
@@ -15,8 +15,18 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INF, NAN = math.inf, math.nan
 
 
+# for the step; the soft threshold alone has no C version
+STEP_BACKENDS = (*BACKENDS, "native") if native.problem() is None and not torch.cuda.is_available() else BACKENDS
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=STEP_BACKENDS)
+def step_backend(request):
     with use_backend(request.param):
         yield request.param
 
@@ -134,7 +144,7 @@ def step_by_step(u, f, d, b, penalty, weight, relaxation):
     "shape", [(1, 1, 1, 1), (1, 1, 1, 5), (2, 1, 4, 1), (2, 3, 5, 7), (1, 2, 2, 2), (3, 1, 2, 300), (1, 1, 40, 33)]
 )
 @pytest.mark.parametrize("relaxation", [1.0, 1.7, 0.0])
-def test_step_equals_the_textbook(backend, kinds, shape, relaxation, device):
+def test_step_equals_the_textbook(step_backend, kinds, shape, relaxation, device):
     generator = np.random.default_rng(shape[-1])
     samples, channels, height, width = shape
     u, f = generator.normal(size=(2, *shape))
@@ -147,15 +157,22 @@ def test_step_equals_the_textbook(backend, kinds, shape, relaxation, device):
 
     estimate, image, splits, penalty = (torch.from_numpy(array).to(device) for array in (u, f, v.copy(), penalty))
     work, target = torch.full_like(splits, NAN), torch.full_like(image, NAN)
-    new, other = bregman_step(estimate, image, splits, penalty, work, target, 0.3, relaxation)
+    new, other, measure = bregman_step(estimate, image, splits, penalty, work, target, 0.3, relaxation)
     assert {new.data_ptr(), other.data_ptr()} == {splits.data_ptr(), work.data_ptr()}
+    assert new.data_ptr() == splits.data_ptr() or step_backend != "native"  # in place
     tolerance = {"rtol": 0, "atol": 1e-13 * max(1, np.abs(v).max())}
     np.testing.assert_allclose(new.cpu().numpy(), p * (new_d + new_b), **tolerance)
     np.testing.assert_allclose(target.cpu().numpy(), expected, **tolerance)
     assert np.array_equal(estimate.cpu().numpy(), u) and np.array_equal(image.cpu().numpy(), f)
+    if relaxation > 0:
+        values = [np.roll(u, -1, 3) - u, np.roll(u, -1, 2) - u, u - f][:kinds]
+        parts = (p * (new_d - np.stack(values, 1)), p * (new_d - d), p * new_d, p * new_b)
+        for size, part in zip(measure(), parts, strict=True):
+            expected = np.sqrt((part**2).reshape(samples, -1).sum(1))
+            np.testing.assert_allclose(size.cpu().numpy(), expected, rtol=1e-13, atol=1e-13)
 
 
-def test_step_in_float32(backend, device):
+def test_step_in_float32(step_backend, device):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(2, 1, 6, 9)] * 2]
     splits, penalty = torch.randn(2, 3, 1, 6, 9, generator=generator, dtype=torch.float64), torch.rand(2).double() + 1
@@ -163,11 +180,35 @@ def test_step_in_float32(backend, device):
     for dtype in (torch.float64, torch.float32):
         arguments = [tensor.to(device, dtype, copy=True) for tensor in (*tensors, splits, penalty)]
         work, target = torch.empty_like(arguments[2]), torch.empty_like(arguments[0])
-        new, _ = bregman_step(*arguments, work, target, 0.3, 1.8)
+        new, _, measure = bregman_step(*arguments, work, target, 0.3, 1.8)
         assert new.dtype == target.dtype == dtype
-        results.append((new.cpu().double(), target.cpu().double()))
+        results.append([part.cpu().double() for part in (new, target, *measure())])
     for exact, rounded in zip(*results, strict=True):
-        torch.testing.assert_close(rounded, exact, rtol=0, atol=3e-6)
+        torch.testing.assert_close(rounded, exact, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.skipif("native" not in STEP_BACKENDS, reason="the C library is missing or serves no GPU")
+@pytest.mark.parametrize("kinds", [2, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 257, 131), (2, 3, 5, 2000), (1, 1, 1, 40000), (1, 1, 40000, 1)])
+def test_every_number_of_threads_gives_the_same(kinds, shape):
+    """However images are cut into bands, whose first rows need splits that another thread advances."""
+    generator = torch.Generator().manual_seed(0)
+    estimate, image = torch.randn(2, *shape, generator=generator)
+    splits, penalty = torch.randn(shape[0], kinds, *shape[1:], generator=generator), torch.rand(shape[0]) + 0.5
+    assert image.numel() >= native._PARALLEL_FROM
+    before = torch.get_num_threads()
+    results = []
+    for backend, threads in (("reference", 1), *(("native", threads) for threads in (1, 2, 3, 7))):
+        torch.set_num_threads(threads)
+        with use_backend(backend):
+            target = torch.empty_like(image)
+            arguments = (estimate, image, splits.clone(), penalty, torch.empty_like(splits), target, 0.3, 1.5)
+            new, _, measure = bregman_step(*arguments)
+            results.append((new, target, *measure()))
+    torch.set_num_threads(before)
+    for expected, result in zip(results[0], results[1], strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    assert all(all(map(torch.equal, result, results[1])) for result in results[2:])
 
 
 def test_images_that_are_too_wide_for_a_grid():

@@ -23,7 +23,8 @@ Sources: Goldstein and Osher, "The Split Bregman Method for L1-Regularized Probl
 relaxation: Eckstein and Bertsekas, Mathematical Programming 1992.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from torch import Tensor
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_number, check_tensor
 from srm_triton.functions import Function
+from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
 
 # Soft threshold
@@ -108,6 +110,19 @@ def soft_threshold(values: Tensor, threshold: float) -> Tensor:
 # The step of split Bregman
 
 
+class StepSizes(NamedTuple):
+    """Norms that tell how far a step's splits are from where they settle, of each sample, [samples]."""
+
+    primal: Tensor
+    """Of S₁(v) − g."""
+    dual: Tensor
+    """Of what S₁(v) moved by."""
+    splits: Tensor
+    """Of S₁(v)."""
+    bregman: Tensor
+    """Of v − S₁(v)."""
+
+
 def bregman_step(
     estimate: Tensor,
     image: Tensor,
@@ -117,7 +132,7 @@ def bregman_step(
     target: Tensor,
     weight: float,
     relaxation: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Callable[[], StepSizes]]:
     """Advances the splits by the step above, and fills `target`.
 
     Args:
@@ -131,15 +146,20 @@ def bregman_step(
         relaxation: ρ.
 
     Returns:
-        The new splits, and memory to work with next time: the tensors `splits` and `work`, in either order.
+        The new splits, and memory to work with next time: the tensors `splits` and `work`, in either order; and what
+        measures the step, if it is called before the next, for ρ > 0.
     """
-    if resolve_backend(image.device, requested_backend()) == "triton":
+    chosen = resolve_backend(image.device, requested_backend(), has_native=True)
+    if chosen == "native":
+        squares = native.bregman_step(estimate, image, splits, penalty, target, weight, relaxation)
+        return splits, work, lambda: StepSizes(*squares.sqrt().to(image.dtype).unbind(1))
+    if chosen == "triton":
         from srm_triton.kernels import shrink as kernel
 
         kernel.bregman_step(estimate, image, splits, penalty, work, target, weight, relaxation)
-        return work, splits
-    _reference_step(estimate, image, splits, penalty, work, target, weight, relaxation)
-    return splits, work
+    else:
+        _reference_step(estimate, image, splits, penalty, work, target, weight, relaxation)
+    return work, splits, lambda: _reference_sizes(splits, work, relaxation)
 
 
 def _reference_step(
@@ -147,55 +167,29 @@ def _reference_step(
     image: Tensor,
     splits: Tensor,
     penalty: Tensor,
-    work: Tensor,
+    new_splits: Tensor,
     target: Tensor,
     weight: float,
     relaxation: float,
 ) -> None:
-    """In place; `work` holds g + (v − S₁(v)), towards which v moves by ρ, and then w."""
-    torch.clamp(splits, -1, 1, out=work)
-    _add_scaled_differences(work, estimate, image, penalty, target)
-    splits.lerp_(work, relaxation)
-    torch.clamp(splits, -1, 1, out=work)
-    torch.sub(splits, work, alpha=2, out=work)
-    _subtract(work[:, 0], -1, 1, target)
-    _add_shifted(target, work[:, 1], -2, 1)
-    target.sub_(work[:, 1]).mul_(weight)
+    penalty = penalty[:, None, None, None]
+    values = [estimate.roll(-1, -1) - estimate, estimate.roll(-1, -2) - estimate]
     if splits.shape[1] == 3:
-        target.add_(work[:, 2]).addcmul_(image, penalty[:, None, None, None])
-    else:
-        target.add_(image, alpha=2)
+        values.append(estimate - image)
+    g = torch.stack([penalty * value for value in values], 1)  # after the difference: penalties may be large
+    torch.add(splits, g - _shrunk(splits), alpha=relaxation, out=new_splits)
+    w = 2 * _shrunk(new_splits) - new_splits
+    fixed = 2 * image if splits.shape[1] == 2 else penalty * image + w[:, 2]
+    divergence = (w[:, 0].roll(1, -1) - w[:, 0]) + (w[:, 1].roll(1, -2) - w[:, 1])
+    torch.add(fixed, divergence, alpha=weight, out=target)
 
 
-def _add_scaled_differences(sums: Tensor, estimate: Tensor, image: Tensor, penalty: Tensor, scratch: Tensor) -> None:
-    """Adds g, in the shape of the splits; `scratch` is memory in the shape of `estimate`."""
-    factor = penalty[:, None, None, None]
-    for kind, axis in enumerate((-1, -2)):
-        _subtract(estimate, axis, -1, scratch)  # before the product: a penalty may be large
-        sums[:, kind].addcmul_(scratch, factor)
-    if sums.shape[1] == 3:
-        sums[:, 2].addcmul_(torch.sub(estimate, image, out=scratch), factor)
+def _shrunk(splits: Tensor) -> Tensor:
+    return splits - splits.clamp(-1, 1)
 
 
-def _parts(axis: int, shift: int, sums: Tensor, values: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Where sums meet values as those of `values.roll(shift, axis)`, for a shift of 1 or −1, without a copy."""
-    rest = values.shape[axis] - 1
-    to, source = (1, 0) if shift == 1 else (0, 1)
-    return (
-        (sums.narrow(axis, to, rest), values.narrow(axis, source, rest)),
-        (sums.narrow(axis, rest * source, 1), values.narrow(axis, rest * to, 1)),
-    )
-
-
-def _add_shifted(sums: Tensor, values: Tensor, axis: int, shift: int) -> None:
-    """Adds `values.roll(shift, axis)`."""
-    for part, shifted in _parts(axis, shift, sums, values):
-        part.add_(shifted)
-
-
-def _subtract(values: Tensor, axis: int, shift: int, outputs: Tensor) -> None:
-    """Fills `outputs` with `values.roll(shift, axis) - values`."""
-    places = _parts(axis, shift, outputs, values)
-    own = _parts(axis, shift, values, values)
-    for (part, shifted), (value, _) in zip(places, own, strict=True):
-        torch.sub(shifted, value, out=part)
+def _reference_sizes(before: Tensor, splits: Tensor, relaxation: float) -> StepSizes:
+    d = _shrunk(splits)
+    moved = d - _shrunk(before)
+    missing = moved - (splits - before) / relaxation
+    return StepSizes(*(torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (missing, moved, d, splits - d)))

@@ -161,7 +161,7 @@ def _fill_forward(
         tuned = find_configuration("srm_scan_forward", current, time_axis)
         kernel.forward(current, spikes, membrane, gradient_trace, states, time_axis, constants, tuned)
     elif chosen == "native":
-        native.forward(current, spikes, membrane, gradient_trace, time_axis, constants)
+        native.scan_forward(current, spikes, membrane, gradient_trace, time_axis, constants)
     else:
         _reference_forward(current, spikes, membrane, gradient_trace, parameters, time_axis)
 
@@ -241,7 +241,7 @@ def _scan_backward(
             grad_spikes, current, kept, label_steps, *paths, time_axis, constants, gradient_constants, tuned
         )
     elif chosen == "native":
-        native.backward(grad_spikes, current, label_steps, *paths, time_axis, constants, gradient_constants)
+        native.scan_backward(grad_spikes, current, label_steps, *paths, time_axis, constants, gradient_constants)
     else:
         _reference_backward(grad_spikes, current, label_steps, *paths, p, time_axis)
     return outputs

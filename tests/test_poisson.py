@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from srm_triton import use_backend
+from srm_triton.kernels import native
+from srm_triton.ops.poisson import PoissonEquation
+
+BACKENDS = ["reference", *(["native"] if native.problem() is None else [])]
+SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (1, 2), (6, 7), (7, 6), (40, 3), (3, 300), (65, 130)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with use_backend(request.param):
+        yield request.param
+
+
+def left_side(u: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
+    """Of the equation, in differences."""
+    along = sum(2 * u - u.roll(1, axis) - u.roll(-1, axis) for axis in (-1, -2))
+    return distance[:, None, None, None] * u + weight[:, None, None, None] * along
+
+
+def constants(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [1e-30, 0.01, 1.0, 100.0, 1e6])
+def test_the_solution_satisfies_the_equation(backend, size, scale):
+    """Samples with constants of their own, several channels; solutions of both signs and with a mean."""
+    u = torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.3
+    distance, weight = constants(2.0, 0.5, 7.0), scale * constants(1.0, 3.0, 0.2)
+    equation = PoissonEquation(distance, weight, size, torch.float64)
+    solution = equation.solve(left_side(u, distance, weight))
+    torch.testing.assert_close(solution, u, rtol=0, atol=1e-14 * max(10, scale))
+    torch.testing.assert_close(equation.solve(left_side(2 * u, distance, weight)), 2 * solution, rtol=0, atol=0)
+
+
+def test_both_are_the_same_matrix():
+    """Column by column of the identity, for a size whose columns and rows differ."""
+    identity = torch.eye(20, dtype=torch.float64).reshape(20, 1, 4, 5)
+    distance, weight = constants(1.5), constants(0.7)
+    matrix = left_side(identity, distance, weight).reshape(20, 20)
+    expected = torch.linalg.inv(matrix).reshape(20, 1, 4, 5)
+    for name in BACKENDS:
+        with use_backend(name):
+            equation = PoissonEquation(distance.expand(20), weight.expand(20), (4, 5), torch.float64)
+        torch.testing.assert_close(equation.solve(identity), expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("weight", [1.0, 1e4, 1e12])
+def test_centred(backend, size, weight):
+    """What rounding makes of a mean of 0 would grow by weight over distance."""
+    target = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target -= target.mean((-1, -2), keepdim=True)
+    equation = PoissonEquation(constants(2.0), constants(weight), size, torch.float64, centred=True)
+    u = equation.solve(target + 1e-3)
+    assert u.mean((-1, -2)).abs().max() <= 1e-15 * max(1, u.abs().max())
+    remaining = left_side(u, constants(2.0), constants(weight)) - target
+    assert remaining.abs().max() <= 1e-13 * max(size) * target.abs().max()
+
+
+@pytest.mark.parametrize("weight", [0.1, 5.0, 100.0])
+def test_in_float32_no_worse_than_the_transforms(weight):
+    target = torch.randn(1, 1, 200, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    errors = []
+    for name in BACKENDS:
+        with use_backend(name):
+            exact, rounded = (
+                PoissonEquation(constants(2.0), constants(weight), (200, 300), dtype).solve(target.to(dtype))
+                for dtype in (torch.float64, torch.float32)
+            )
+        assert rounded.dtype == torch.float32
+        errors.append(float((rounded - exact).norm() / exact.norm()))
+    assert max(errors) < 4e-7 and errors[-1] <= 2 * errors[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("distance", "weight"), [(1.0, 1e-320), (1e-3, 1e30), (1e30, 1e-3), (1e30, 1e30)])
+def test_constants_that_are_far_apart(backend, distance, weight, dtype):
+    target = torch.randn(1, 1, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target -= target.mean()
+    u = PoissonEquation(constants(distance), constants(weight), (6, 5), dtype, centred=True).solve(target.to(dtype))
+    remaining = left_side(u.double(), constants(distance), constants(weight)) - target
+    assert remaining.abs().max() <= 50 * torch.finfo(dtype).eps
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the C library is missing")
+def test_every_number_of_threads_gives_the_same():
+    before = torch.get_num_threads()
+    target = torch.randn(2, 3, 100, 300, generator=torch.Generator().manual_seed(0))
+    results = []
+    with use_backend("native"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            equation = PoissonEquation(constants(1.0, 2.0), constants(3.0, 0.1), (100, 300), torch.float32)
+            results.append(equation.solve(target))
+    torch.set_num_threads(before)
+    assert target.numel() >= native._PARALLEL_FROM
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert math.isfinite(results[0].sum())
