@@ -153,8 +153,16 @@ def _kept_bytes(forward: Callable[[], Tensor], excluded: Sequence[Tensor]) -> in
     saved: list[Tensor] = []  # holds them all, so that no address is used twice
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         forward()
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in saved}
+    parts = [part for tensor in saved for part in _parts(tensor)]
+    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
     return sum(storages.values()) - sum(storages.get(t.untyped_storage().data_ptr(), 0) for t in excluded)
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that a sparse one is made of."""
+    if tensor.layout == torch.sparse_csr:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return (tensor,)
 
 
 def _check_agreement(name: str, results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -264,8 +264,6 @@ def _iterate(
             rows[-1][:, active] = _describe(solver, residuals, None if reference is None else reference[active])
         if not checked:
             continue
-        if iteration <= _ADAPT_UNTIL:
-            solver.adapt()
         met = residuals.amax(0) <= tolerance
         finished = met | (iteration == max_iterations)
         if finished.any():
@@ -279,6 +277,8 @@ def _iterate(
             active = active[~finished]
             if len(active):
                 solver.keep(~finished)
+        if len(active) and iteration <= _ADAPT_UNTIL:
+            solver.adapt()
     if rows:
         objective, primal, dual, error, psnr = torch.stack(rows, 1)
         errors = (None, None) if reference is None else (error, psnr)
@@ -374,6 +374,7 @@ class _SplitBregman:
         """Goes on with these images only."""
         self.images, self.estimate = self.images[chosen], self.estimate[chosen]
         self.state = DenoisingState(*(tensor[chosen] for tensor in self.state))
+        self.sizes = StepSizes(*(size[chosen] for size in self.sizes))
         self.allocate()
 
 

@@ -19,7 +19,8 @@ def test_every_benchmark_reports(tmp_path):
     assert set(run) == {"machine", "versions", "date", "command", "about", "results"}
     both, alone = {"reference", "triton"}, {"scikit-image"}
     expected = {"srm_scan": both, "batch_norm": both, "spiking_affine": both, "sparse_code": both, "denoise": alone}
-    for operation, contenders in (expected | {"regression": {"scikit-learn"}}).items():
+    expected |= {"regression": {"scikit-learn"}, "sparse_linear": {"torch.sparse", "dense"}}
+    for operation, contenders in expected.items():
         assert f"## {operation}" in process.stdout
         assert (tmp_path / f"{operation}.png").stat().st_size > 10_000
         records = [record for record in run["results"] if record["operation"] == operation]

@@ -13,9 +13,10 @@ import pytest
 import torch
 from test_data import write_fashion_mnist
 
-from srm_triton import cli, data, plots, training, tuning, tuning_cache, verification
+from srm_triton import data, plots, training, tuning, tuning_cache, verification
 from srm_triton.backend import resolve_backend
 from srm_triton.cli import main
+from srm_triton.commands import tune
 from srm_triton.kernels import batch_norm, native, shrink, srm_scan
 from srm_triton.kernels.configurations import CANDIDATES
 
@@ -244,7 +245,7 @@ def timed(monkeypatch, device):
     from triton import testing
 
     times = itertools.count(100, -1)
-    monkeypatch.setattr(cli, "_gpu", lambda: device)
+    monkeypatch.setattr(tune, "_gpu", lambda: device)
     monkeypatch.setattr(testing, "do_bench", lambda launch, return_mode: next(times))
 
 
@@ -292,7 +293,7 @@ def test_tune_reports_what_cannot_serve(capsys, tmp_path, monkeypatch, timed):
 
 def test_tune_takes_the_shapes_of_a_checkpoint(finished, capsys, tmp_path, monkeypatch, device):
     tuned = []
-    monkeypatch.setattr(cli, "_gpu", lambda: device)
+    monkeypatch.setattr(tune, "_gpu", lambda: device)
     monkeypatch.setattr(tuning, "tune", lambda shape, *_, **__: tuned.append(shape) or [])
     assert main(["tune", "--checkpoint", str(finished / "checkpoint.pt")]) == 0
     config = training.TrainingConfig(model="conv", hidden=(2, 3), steps=5, batch_size=7)

@@ -64,21 +64,23 @@ class PoissonEquation:
         else:
             distance, weight = distance[:, None, None, None], weight[:, None, None, None]
             along_y = frequencies(height, distance.device)[:, None]
-            self.inverse = (1 / (height * width * (distance + weight * (along_x + along_y)))).to(dtype)
+            inverse = 1 / (height * width * (distance + weight * (along_x + along_y)))
             if centred:
-                self.inverse[..., 0, :2] = 0
+                inverse[..., 0, 0] = 0
+            self.inverse = inverse.to(dtype).unflatten(-1, (-1, 2))
 
     def solve(self, target: Tensor) -> Tensor:
         """Returns u, for a target [samples, channels, height, width]."""
         if not self.native:
             spectrum = torch.fft.rfft2(target)
-            torch.view_as_real(spectrum).flatten(-2).mul_(self.inverse)
+            torch.view_as_real(spectrum).mul_(self.inverse)
             return torch.fft.irfft2(spectrum, self.size, norm="forward")
-        spectrum = torch.fft.rfft(target)
+        spectrum = torch.fft.rfft(target).contiguous()
         constant = spectrum[..., 0]
         if self.centred:
             constant -= constant.mean(-1, keepdim=True)
-        native.poisson_columns(torch.view_as_real(spectrum).flatten(-2), self.reach, *self.coefficients)
+        columns = torch.view_as_real(spectrum).view(*spectrum.shape[:-1], -1)
+        native.poisson_columns(columns, self.reach, *self.coefficients)
         if self.centred:  # again, because rounding grows where a is small
             constant -= constant.mean(-1, keepdim=True)
         return torch.fft.irfft(spectrum, self.size[1], norm="forward")

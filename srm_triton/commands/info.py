@@ -1,0 +1,75 @@
+"""`srm-triton info`: shows versions, devices, backends and the tuning file."""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srm_triton import tuning_cache
+from srm_triton.backend import resolve_backend
+from srm_triton.commands.shared import Commands, add_cache, kernels_state
+from srm_triton.kernels import native
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the parser of `srm-triton info`."""
+    parser = commands.add_parser("info", help="show versions, devices, backends and the tuning file")
+    parser.set_defaults(run=_info)
+    add_cache(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _info(options: argparse.Namespace) -> int:
+    """Prints what is installed here and returns the exit code 0."""
+    report = _installation(options.cache)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(", ".join(f"{name} {number}" for name, number in report["versions"].items()))
+    print(f"Triton kernels: {report['kernels']}")
+    for device in report["devices"]:
+        print(f"{device['device']} ({device['name']}): backend {device['backend']}")
+        if device["note"] is not None:
+            print(f"  {device['note']}")
+    cache = report["tuning"]
+    if cache["path"] is not None:
+        print(f"tuning file {cache['path']}: {cache['entries']} entries, {cache['usable']} of them in use")
+    if cache["problem"] is not None:
+        print(f"  {cache['problem']}")
+    return 0
+
+
+def _installation(cache: Path | None) -> dict[str, Any]:
+    versions = tuning_cache.current_versions()
+    known = tuning_cache.inspect(cache)
+    return {
+        "versions": {**versions._asdict(), "python": platform.python_version()},
+        "kernels": kernels_state(versions),
+        "devices": [_describe_device(device) for device in _devices()],
+        "tuning": {
+            "path": None if known.path is None else str(known.path),
+            "entries": known.entries,
+            "usable": len(known.configurations),
+            "problem": known.problem,
+        },
+    }
+
+
+def _devices() -> list[torch.device]:
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+
+
+def _describe_device(device: torch.device) -> dict[str, Any]:
+    note = None
+    if device.type == "cpu":
+        threads, problem = native.threads(), native.problem()
+        note = f"the C library runs on {threads} threads" if problem is None else f"the C library is {problem}"
+    return {
+        "device": str(device),
+        "name": platform.machine() if device.type == "cpu" else tuning_cache.device_name(device),
+        "backend": resolve_backend(device, "auto", has_native=True),
+        "note": note,
+    }
