@@ -1,7 +1,7 @@
 """Which implementation runs: PyTorch's dispatcher decides, and one context manager can override it.
 
-On CUDA devices (NVIDIA and ROCm) an operation launches its Triton kernel. On the CPU it runs the eager reference, or a C
-version where that was built; the scan's has the same results bit for bit.
+On CUDA devices (NVIDIA and ROCm) an operation launches its Triton kernel. On the CPU it runs the eager reference, or a
+C version where that was built; the scan's has the same results bit for bit.
 `use_backend` overrides the choice to compare them on one machine.
 """
 
