@@ -27,7 +27,7 @@ Method = Literal["adaptive", "seed"]
 # Found on natural images with Gaussian noise (l2) and with salt and pepper (l1)
 _RELAXATION = {"l1": 1.0, "l2": 1.8}
 _PENALTY = {"l1": 0.9, "l2": 1.5}  # at the start, in units of one over the mean difference of neighbours that differ
-_TOLERANCE = {"l1": 0.015, "l2": 0.01}  # photographs are then within 0.05 dB of where the iterations would end
+_TOLERANCE = {"l1": 0.015, "l2": 0.01}  # the photograph of the tests is then within 0.05 dB of its end
 _CHECK_EVERY = 5  # iterations
 _ADAPT_UNTIL = 30  # constant penalties from there on: convergence is proven for those
 _SEED_PENALTIES = 500.0, 50.0
