@@ -80,14 +80,13 @@ def _library() -> ctypes.CDLL | str:
         return "not built: the installation found no C compiler that it can use"
     try:
         library = ctypes.CDLL(path)
-        sizes = [_layout(library, stem)[0] for stem in _STRUCTURES]
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return f"cannot be loaded: {error}"
-    return (
-        library
-        if sizes == list(map(ctypes.sizeof, _STRUCTURES.values()))
-        else "of another version: install the package again"
-    )
+    try:
+        same = all(_layout(library, stem)[0] == ctypes.sizeof(kind) for stem, kind in _STRUCTURES.items())
+    except ValueError:  # an operation is missing
+        same = False
+    return library if same else "of another version: install the package again"
 
 
 def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:

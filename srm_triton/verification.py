@@ -22,7 +22,8 @@ from srm_triton.parameters import SRMParameters
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _SCAN_SHAPES: tuple[tuple[int, ...], ...] = ((2, 5, 7), (1, 1, 1), (3, 19, 4, 2))
 _VALUE_SHAPES: tuple[tuple[int, ...], ...] = ((7,), (3, 1500))
-_IMAGE_SHAPES: tuple[tuple[int, ...], ...] = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 3, 300))
+# the last image is large enough for several threads of the C library
+_IMAGE_SHAPES: tuple[tuple[int, ...], ...] = ((1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 3, 300), (1, 1, 600, 64))
 _MATRIX_SHAPES: tuple[tuple[int, ...], ...] = (
     (5, 3),
     (33, 70),

@@ -7,7 +7,7 @@ from skimage import data
 from skimage.restoration import denoise_tv_bregman
 
 from srm_triton import use_backend
-from srm_triton.denoise import DenoisingState, denoise_tv, tv_objective
+from srm_triton.denoise import DenoisingState, _SplitBregman, denoise_tv, tv_objective
 from srm_triton.kernels import native
 
 NAN = math.nan
@@ -189,6 +189,21 @@ def test_stops_at_the_tolerance_or_the_last_iteration():
     assert not denoise_tv(noisy, 0.2, tolerance=0.0, max_iterations=300, trace=True).converged
 
 
+def test_another_penalty_changes_neither_differences_nor_bregman_variables():
+    start = DenoisingState(torch.zeros(2, 3, 1, 9, 12).double(), torch.tensor([0.5, 200.0]).double())
+    solver = _SplitBregman(noisy_image(2, 1, 9, 12)[0], 0.3, "l1", start)
+    for _ in range(5):
+        solver.step(measured=True)
+    before, after = solver.state.splits.clone(), solver.state.splits
+    penalty = solver.state.penalty.clone()
+    solver.adapt()
+    factor = (solver.state.penalty / penalty)[:, None, None, None, None]
+    assert (factor != 1).all() and factor[0] != factor[1]
+    torch.testing.assert_close(after.clamp(-1, 1), before.clamp(-1, 1), rtol=0, atol=1e-14)
+    shrunk = before - before.clamp(-1, 1)
+    torch.testing.assert_close(after - after.clamp(-1, 1), factor * shrunk, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("fidelity", ["l2", "l1"])
 def test_warm_start(fidelity):
     noisy, _ = noisy_image(2, 1, 20, 20)
@@ -283,6 +298,29 @@ def test_units_are_free(scale):
     assert scaled.iterations == unscaled.iterations
 
 
+def test_sums_over_large_images():
+    """They leave float32 before the values do; and neither a batch nor the number of threads changes them."""
+    noisy = torch.stack([noisy_image(1, 512, 512, seed=seed, dtype=torch.float32)[0] for seed in range(3)])
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results += [denoise_tv(noisy, 0.3), torch.stack([denoise_tv(image, 0.3) for image in noisy])]
+        if NATIVE:  # whose Fourier transforms are those of rows
+            results.append(denoise_tv(noisy * 2.0**114, 0.3 * 2.0**114) / 2.0**114)
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+def test_images_too_large_to_sum():
+    noisy = noisy_image(1, 512, 512, dtype=torch.float32)[0] * 2.0**124
+    with pytest.raises(
+        ValueError, match=r"image must not be so large that torch.float32 cannot hold its sums, got value"
+    ):
+        denoise_tv(noisy, 0.3 * 2.0**124)
+
+
 @pytest.mark.parametrize(("scale", "weight"), [(1e-40, 0.1), (1.0, 1e38), (1.0, 1e300)])
 def test_units_that_are_too_far_apart(scale, weight):
     noisy, _ = noisy_image(1, 20, 20, dtype=torch.float32)
@@ -373,6 +411,7 @@ STATE = DenoisingState(torch.zeros(1, 2, 1, 4, 4), torch.ones(1))
         ({"image": torch.ones(1, 0, 4)}, ValueError, r"without empty axes but in front, got \[1, 0, 4\]"),
         ({"image": IMAGE.to(torch.complex64)}, TypeError, "image must have one of the dtypes .* got complex64"),
         ({"image": IMAGE * NAN}, ValueError, "image must be finite, got NaN or infinite values"),
+        ({"image": torch.tensor([[1.0, -math.inf]])}, ValueError, "image must be finite, got NaN or infinite values"),
         ({"image": IMAGE / 0}, ValueError, "image must be finite, got NaN or infinite values"),
         ({"image": IMAGE.clone().requires_grad_()}, RuntimeError, "image must not require a gradient"),
         ({"weight": -0.1}, ValueError, "weight must be finite and ≥ 0, got -0.1"),

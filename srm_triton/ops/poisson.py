@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
+from srm_triton.checks import check_tensor
 from srm_triton.kernels import native
 
 
@@ -45,7 +46,8 @@ class PoissonEquation:
     def __init__(
         self, distance: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype, *, centred: bool = False
     ) -> None:
-        self.size, self.centred = size, centred
+        self.samples, self.size, self.dtype, self.centred = len(distance), size, dtype, centred
+        self.device = distance.device
         height, width = size
         self.native = resolve_backend(distance.device, requested_backend(), has_native=True) == "native"
         # twice, for the real and for the imaginary part
@@ -70,7 +72,22 @@ class PoissonEquation:
             self.inverse = inverse.to(dtype).unflatten(-1, (-1, 2))
 
     def solve(self, target: Tensor) -> Tensor:
-        """Returns u, for a target [samples, channels, height, width]."""
+        """Returns u, for a target [samples, channels, height, width].
+
+        Raises:
+            TypeError: for a target of another dtype.
+            ValueError: for one of another shape or device.
+        """
+        check_tensor("target", target)
+        if target.dtype != self.dtype:
+            raise TypeError(f"target must have the dtype of the equation, {self.dtype}, got {target.dtype}")
+        if target.dim() != 4 or (len(target), *target.shape[-2:]) != (self.samples, *self.size):
+            raise ValueError(
+                f"target must have the shape [{self.samples}, channels, {self.size[0]}, {self.size[1]}] of the "
+                f"equation, got {list(target.shape)}"
+            )
+        if target.device != self.device:
+            raise ValueError(f"target must be on the device of the equation, {self.device}, got {target.device}")
         if not self.native:
             spectrum = torch.fft.rfft2(target)
             torch.view_as_real(spectrum).mul_(self.inverse)
