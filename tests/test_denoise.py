@@ -303,12 +303,12 @@ def test_sums_over_large_images():
     noisy = torch.stack([noisy_image(1, 512, 512, seed=seed, dtype=torch.float32)[0] for seed in range(3)])
     before = torch.get_num_threads()
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         torch.set_num_threads(threads)
         results += [denoise_tv(noisy, 0.3), torch.stack([denoise_tv(image, 0.3) for image in noisy])]
-        if NATIVE:  # whose Fourier transforms are those of rows
-            results.append(denoise_tv(noisy * 2.0**114, 0.3 * 2.0**114) / 2.0**114)
     torch.set_num_threads(before)
+    if NATIVE:  # whose Fourier transforms are those of rows
+        results.append(denoise_tv(noisy * 2.0**114, 0.3 * 2.0**114) / 2.0**114)
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
@@ -318,7 +318,7 @@ def test_images_too_large_to_sum():
     with pytest.raises(
         ValueError, match=r"image must not be so large that torch.float32 cannot hold its sums, got value"
     ):
-        denoise_tv(noisy, 0.3 * 2.0**124)
+        denoise_tv(noisy, 0.3 * 2.0**124, max_iterations=5)
 
 
 @pytest.mark.parametrize(("scale", "weight"), [(1e-40, 0.1), (1.0, 1e38), (1.0, 1e300)])
@@ -394,9 +394,10 @@ def test_a_photograph_as_well_as_scikit_image_does_it_and_better(fidelity, weigh
     bound = 1.001 * tv_objective(theirs[None], noisy[None], weight, fidelity)
     assert result.trace.objective[-1] <= bound
     assert (result.trace.objective[:12] <= bound).any()  # it takes no more iterations to be as good
-    best = denoise_tv(noisy, weight, fidelity, tolerance=1e-4, reference=clean, trace=True)
-    assert abs(best.trace.psnr[-1] - result.trace.psnr[-1]) < 0.05
-    assert result.trace.objective[-1] <= 1.01 * best.trace.objective[-1]
+    best = denoise_tv(noisy, weight, fidelity, tolerance=2e-4)
+    psnr = -10 * (best - clean).square().mean().log10()
+    assert abs(psnr - result.trace.psnr[-1]) < 0.05
+    assert result.trace.objective[-1] <= 1.01 * tv_objective(best[None], noisy[None], weight, fidelity)
 
 
 IMAGE = torch.ones(1, 4, 4)
