@@ -18,49 +18,41 @@ _CONSTANTS = "membrane_decay synapse_decay gradient_decay amplitude threshold"
 _GRADIENT_CONSTANTS = "rise membrane_slope_limit gradient_slope_limit"
 
 
+def _fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
+    return [(name, kind) for kind, names in groups for name in names.split()]
+
+
 class _Scan(ctypes.Structure):
     """`Scan` of srm_scan.c, field by field."""
 
-    _fields_ = tuple(
-        (name, kind)
-        for kind, names in (
-            (ctypes.c_int64, "outer steps inner tile"),
-            (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time"),
-            (ctypes.c_double, f"{_CONSTANTS} {_GRADIENT_CONSTANTS}"),
-            (ctypes.c_void_p, "current grad_spikes label_steps"),
-            (ctypes.c_void_p, "spikes membrane gradient_trace grad_weight_path grad_time_path scratch"),
-            (ctypes.c_longlong, "tiles_taken workers"),
-        )
-        for name in names.split()
+    _fields_ = _fields(
+        (ctypes.c_int64, "outer steps inner tile"),
+        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time"),
+        (ctypes.c_double, f"{_CONSTANTS} {_GRADIENT_CONSTANTS}"),
+        (ctypes.c_void_p, "current grad_spikes label_steps"),
+        (ctypes.c_void_p, "spikes membrane gradient_trace grad_weight_path grad_time_path scratch"),
+        (ctypes.c_longlong, "tiles_taken workers"),
     )
 
 
 class _Step(ctypes.Structure):
     """`Step` of shrink.c, field by field."""
 
-    _fields_ = tuple(
-        (name, kind)
-        for kind, names in (
-            (ctypes.c_int64, "samples kinds channels height width band"),
-            (ctypes.c_double, "weight relaxation"),
-            (ctypes.c_void_p, "estimate image penalty splits target above scratch squares"),
-            (ctypes.c_longlong, "bands_taken workers"),
-        )
-        for name in names.split()
+    _fields_ = _fields(
+        (ctypes.c_int64, "samples kinds channels height width band"),
+        (ctypes.c_double, "weight relaxation"),
+        (ctypes.c_void_p, "estimate image penalty splits target above scratch squares"),
+        (ctypes.c_longlong, "bands_taken workers"),
     )
 
 
 class _Poisson(ctypes.Structure):
     """`Poisson` of poisson.c, field by field."""
 
-    _fields_ = tuple(
-        (name, kind)
-        for kind, names in (
-            (ctypes.c_int64, "planes channels height columns"),
-            (ctypes.c_void_p, "reach decay gain cycle values"),
-            (ctypes.c_longlong, "tiles_taken"),
-        )
-        for name in names.split()
+    _fields_ = _fields(
+        (ctypes.c_int64, "planes channels height columns"),
+        (ctypes.c_void_p, "reach decay gain cycle values"),
+        (ctypes.c_longlong, "tiles_taken"),
     )
 
 
