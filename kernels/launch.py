@@ -22,6 +22,11 @@ def interpreted() -> bool:
     return isinstance(_probe, InterpretedFunction)
 
 
+def warp_size() -> int:
+    """Threads of a warp of the current device: 64 on most AMD GPUs, else 32."""
+    return triton.runtime.driver.active.get_current_target().warp_size
+
+
 @triton.jit
 def convert(values, dtype: tl.constexpr):
     """A tuple of scalars in the type that a kernel computes in."""

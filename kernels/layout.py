@@ -12,9 +12,14 @@ def outer_time_inner(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -
     """Views `tensor` as [outer, time, inner] in the memory order of the dense tensor `like`; copies only if it must."""
     if time_axis == 1 and like.is_contiguous() and tensor.is_contiguous():  # the usual case, in a tenth of the time
         return tensor.view(tensor.shape[0], tensor.shape[1], -1)
-    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))
+    order = memory_order(like)
     position = order.index(time_axis)
     permuted = tensor.permute(order)
     outer = permuted.shape[:position].numel()
     inner = permuted.shape[position + 1 :].numel()
     return permuted.reshape(outer, permuted.shape[position], inner)
+
+
+def memory_order(tensor: torch.Tensor) -> list[int]:
+    """The axes of a dense tensor, from the outermost in memory to the innermost."""
+    return sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))

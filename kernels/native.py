@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from .layout import accumulator_dtype, outer_time_inner
+from . import SRM_SCAN_RISE, SRM_SCAN_RULES
+from .layout import memory_order, outer_time_inner
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
-
-_CONSTANTS = "membrane_decay synapse_decay gradient_decay amplitude threshold"
-_GRADIENT_CONSTANTS = "rise membrane_slope_limit gradient_slope_limit"
 
 
 def _fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
@@ -26,11 +24,12 @@ class _Scan(ctypes.Structure):
     """`Scan` of srm_scan.c, field by field."""
 
     _fields_ = _fields(
-        (ctypes.c_int64, "outer steps inner tile"),
-        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time"),
-        (ctypes.c_double, f"{_CONSTANTS} {_GRADIENT_CONSTANTS}"),
-        (ctypes.c_void_p, "current grad_spikes label_steps"),
-        (ctypes.c_void_p, "spikes membrane gradient_trace grad_weight_path grad_time_path scratch"),
+        (ctypes.c_int64, "outer steps inner tile channels channel_stride"),
+        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time rule"),
+        (ctypes.c_double, "rise"),
+        (ctypes.c_void_p, "current constants initial grad_spikes grad_final events"),
+        (ctypes.c_void_p, "spikes final membrane gradient_trace weight_path time_path grad_initial grad_constants"),
+        (ctypes.c_void_p, "scratch"),
         (ctypes.c_longlong, "tiles_taken workers"),
     )
 
@@ -103,83 +102,136 @@ def threads() -> int:
     return torch.get_num_threads() if _thread_pool() else 1
 
 
+class _Neurons:
+    """The tensors of a scan as C reads them: [outer, time, inner], inner with stride 1, in float32 or float64.
+
+    Where inner is narrow, all neurons make one row.
+    """
+
+    def __init__(self, current: torch.Tensor, like: torch.Tensor, constants: torch.Tensor, time_axis: int) -> None:
+        self.like, self.time_axis, self.dtype = like, time_axis, constants.dtype
+        self.current = self.sequence(current)
+        outer, steps, inner = self.current.shape
+        self.order = [axis - (axis > time_axis) for axis in memory_order(like) if axis != time_axis]
+        shape = [size for axis, size in enumerate(like.shape) if axis != time_axis]
+        channels = constants.shape[1]
+        behind = self.order[self.order.index(1) + 1 :] if channels > 1 else []
+        self.scan = _Scan(outer, steps, inner, 0, channels, torch.Size(shape[axis] for axis in behind).numel())
+        self.scan.current_stride_outer, self.scan.current_stride_time, _ = self.current.stride()
+        self.kept: list[torch.Tensor] = [self.current]  # whose memory the structure points to
+        self.scan.current = self.current.data_ptr()
+        self.scan.constants = self._point(constants.contiguous())
+        self.results: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def _point(self, tensor: torch.Tensor) -> int:
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+    def sequence(self, tensor: torch.Tensor) -> torch.Tensor:
+        viewed = outer_time_inner(tensor, self.like, self.time_axis).to(self.dtype)
+        outer, steps, inner = viewed.shape
+        if inner < _NARROW:
+            viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
+        return viewed if viewed.stride(2) == 1 else viewed.contiguous()
+
+    def state(self, tensor: torch.Tensor | None, leading: int) -> torch.Tensor | None:
+        """A tensor of `leading` axes and those of the neurons, with the neurons in memory order."""
+        if tensor is None or tensor.shape == (0,):
+            return None
+        return tensor.permute(*range(leading), *(leading + axis for axis in self.order)).contiguous()
+
+    def read(self, **tensors: torch.Tensor | None) -> None:
+        """Points fields to states, and to `events` without a leading axis."""
+        for name, tensor in tensors.items():
+            flat = self.state(tensor, 0 if name == "events" else 1)
+            if flat is not None:
+                setattr(self.scan, name, self._point(flat))
+
+    def fill(self, **tensors: torch.Tensor | None) -> None:
+        """Points fields to states that the scan fills."""
+        for name, tensor in tensors.items():
+            leading = 0 if name == "events" else 1
+            flat = self.state(tensor, leading)
+            if tensor is not None and flat is not None:
+                setattr(self.scan, name, self._point(flat))
+                axes = *range(leading), *(leading + axis for axis in self.order)
+                self.results.append((flat, tensor.permute(axes)))
+
+    def fill_sequences(self, **tensors: torch.Tensor | None) -> None:
+        """Points fields to sequences that the scan fills: to their own memory, if it is as C writes it."""
+        for name, tensor in tensors.items():
+            if tensor is None or tensor.shape == (0,):
+                continue
+            viewed = outer_time_inner(tensor, tensor, self.time_axis)
+            if viewed.shape != self.current.shape:  # narrow
+                viewed = viewed.transpose(0, 1)
+            own = tensor.dtype == self.dtype and viewed.shape == self.current.shape
+            memory = viewed if own else torch.empty(self.current.shape, dtype=self.dtype)
+            setattr(self.scan, name, self._point(memory))
+            if not own:
+                self.results.append((memory.view(viewed.shape), viewed))
+
+    def run(self, direction: str, threads: int) -> None:
+        """Runs the scan and hands the results over."""
+        scan = self.scan
+        _, scan.tile, _ = _layout(_library(), "srm_scan")
+        while scan.tile > _SMALLEST_TILE and scan.outer * -(-scan.inner // scan.tile) < threads:
+            scan.tile //= 2  # so that no thread goes without
+        _run(f"srm_scan_{direction}", scan, self.dtype, threads)
+        for memory, tensor in self.results:
+            if memory.data_ptr() != tensor.data_ptr():
+                tensor.copy_(memory)
+
+
 def scan_forward(
     current: torch.Tensor,
+    constants: torch.Tensor,
+    initial: torch.Tensor | None,
     spikes: torch.Tensor,
+    final: torch.Tensor | None,
+    events: torch.Tensor | None,
     membrane: torch.Tensor | None,
     gradient_trace: torch.Tensor | None,
     time_axis: int,
-    constants: tuple[float, ...],
 ) -> None:
-    """Fills `spikes`, and where given `membrane`, `gradient_trace`, all laid out alike; as kernels/srm_scan.py."""
-    x = _readable(current, spikes, time_axis)
-    tensors = (spikes, membrane, gradient_trace)
-    results = [_writable(tensor, x, time_axis) for tensor in tensors]
-    scan = _Scan(*x.shape, **dict(zip(_CONSTANTS.split(), constants, strict=True)))
-    scan.current_stride_outer, scan.current_stride_time, _ = x.stride()
-    scan.current = x.data_ptr()
-    scan.spikes, scan.membrane, scan.gradient_trace = map(_pointer, results)
-    _run_scan("forward", scan, x.dtype, _number_of_threads(x))
-    _hand_over(results, tensors, time_axis)
+    """Fills `spikes` and, where they are given and have elements, the others; as kernels/srm_scan.py."""
+    neurons = _Neurons(current, spikes, constants, time_axis)
+    neurons.scan.rise = SRM_SCAN_RISE
+    neurons.read(initial=initial)
+    neurons.fill(final=final, events=events)
+    neurons.fill_sequences(spikes=spikes, membrane=membrane, gradient_trace=gradient_trace)
+    neurons.run("forward", _number_of_threads(neurons.current))
 
 
 def scan_backward(
     grad_spikes: torch.Tensor,
+    grad_final: torch.Tensor | None,
     current: torch.Tensor,
-    label_steps: torch.Tensor | None,
-    grad_weight_path: torch.Tensor | None,
-    grad_time_path: torch.Tensor | None,
+    constants: torch.Tensor,
+    initial: torch.Tensor | None,
+    events: torch.Tensor,
+    weight_path: torch.Tensor,
+    time_path: torch.Tensor,
+    grad_initial: torch.Tensor,
+    grad_constants: torch.Tensor,
     time_axis: int,
-    constants: tuple[float, ...],
-    gradient_constants: tuple[float, ...],
+    rule: str,
 ) -> None:
-    """Fills the gradients that are given, which are laid out alike; as kernels/srm_scan.py."""
-    like = grad_weight_path if grad_weight_path is not None else grad_time_path
-    x = _readable(current, like, time_axis)
-    grad = _readable(grad_spikes, like, time_axis)
-    if label_steps is not None:
-        label_steps = outer_time_inner(label_steps.unsqueeze(time_axis), like, time_axis).to(torch.int32).contiguous()
-    tensors = (grad_weight_path, grad_time_path)
-    results = [_writable(tensor, x, time_axis) for tensor in tensors]
-    threads = _number_of_threads(x)
-    _, largest_tile, chunk = _layout(_library(), "srm_scan")
-    scratch = x.new_empty(threads, 2 * chunk + 3 * -(-x.shape[1] // chunk), largest_tile)
-
-    scan = _Scan(*x.shape, **dict(zip(_CONSTANTS.split(), constants, strict=True)))
-    scan.rise, scan.membrane_slope_limit, scan.gradient_slope_limit = gradient_constants
-    scan.current_stride_outer, scan.current_stride_time, _ = x.stride()
+    """Fills those of the last four tensors that have elements; as kernels/srm_scan.py."""
+    like = next((path for path in (weight_path, time_path) if path.numel()), torch.empty_like(current))
+    neurons = _Neurons(current, like, constants, time_axis)
+    scan = neurons.scan
+    grad = neurons.sequence(grad_spikes)
     scan.grad_stride_outer, scan.grad_stride_time, _ = grad.stride()
-    scan.current, scan.grad_spikes, scan.label_steps = x.data_ptr(), grad.data_ptr(), _pointer(label_steps)
-    scan.grad_weight_path, scan.grad_time_path = map(_pointer, results)
+    scan.rule, scan.grad_spikes = SRM_SCAN_RULES[rule], grad.data_ptr()
+    neurons.read(initial=initial, grad_final=grad_final, events=events)
+    neurons.fill(grad_initial=grad_initial, grad_constants=grad_constants)
+    neurons.fill_sequences(weight_path=weight_path, time_path=time_path)
+    threads = _number_of_threads(neurons.current)
+    _, largest_tile, chunk = _layout(_library(), "srm_scan")
+    scratch = constants.new_empty(threads, 3 * (chunk - (-scan.steps // chunk)), largest_tile)
     scan.scratch = scratch.data_ptr()
-    _run_scan("backward", scan, x.dtype, threads)
-    _hand_over(results, tensors, time_axis)
-
-
-def _readable(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor:
-    """`tensor` as [outer, time, inner] in float32 or float64, inner with stride 1; narrow ones as [1, time, inner]."""
-    viewed = outer_time_inner(tensor, like, time_axis)
-    viewed = viewed.to(accumulator_dtype(tensor.dtype))
-    outer, steps, inner = viewed.shape
-    if inner < _NARROW:
-        viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
-    return viewed if viewed.stride(2) == 1 else viewed.contiguous()
-
-
-def _writable(tensor: torch.Tensor | None, x: torch.Tensor, time_axis: int) -> torch.Tensor | None:
-    """The tensor itself, if it lies in memory as the dense x would, else a new one."""
-    if tensor is None or (tensor.dtype == x.dtype and outer_time_inner(tensor, tensor, time_axis).shape == x.shape):
-        return tensor
-    return x.new_empty(x.shape)
-
-
-def _hand_over(results: list[torch.Tensor | None], tensors: tuple[torch.Tensor | None, ...], time_axis: int) -> None:
-    for result, tensor in zip(results, tensors, strict=True):
-        if tensor is not None and tensor is not result:
-            viewed = outer_time_inner(tensor, tensor, time_axis)
-            if viewed.shape != result.shape:  # narrow
-                viewed = viewed.transpose(0, 1)
-            viewed.copy_(result.view(viewed.shape))
+    neurons.run("backward", threads)
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
@@ -188,13 +240,6 @@ def _pointer(tensor: torch.Tensor | None) -> int | None:
 
 def _number_of_threads(x: torch.Tensor) -> int:
     return threads() if x.numel() >= _PARALLEL_FROM else 1
-
-
-def _run_scan(direction: str, scan: _Scan, dtype: torch.dtype, threads: int) -> None:
-    _, scan.tile, _ = _layout(_library(), "srm_scan")
-    while scan.tile > _SMALLEST_TILE and scan.outer * -(-scan.inner // scan.tile) < threads:
-        scan.tile //= 2  # so that no thread goes without
-    _run(f"srm_scan_{direction}", scan, dtype, threads)
 
 
 def _run(stem: str, argument: ctypes.Structure, dtype: torch.dtype, threads: int) -> None:

@@ -1,9 +1,10 @@
 /* The SRM scan for the CPU; srm_triton/ops/srm_scan.py states the equations, whose order of operations this keeps.
 
    Spikes and gradients equal the eager reference bit for bit, so it must be compiled without contraction. Tensors are
-   seen as [outer, time, inner]: inner has stride 1, current and gradient have strides of their own, the rest is dense.
-   Workers take tiles of neurons from a counter, each tile through all of time with its states in the nearest cache; the
-   backward keeps the states at the start of each chunk of time and recomputes the rest. */
+   seen as [outer, time, inner]: inner has stride 1, current and gradient have strides of their own, the rest is dense;
+   states are [3, outer, inner]. Workers take tiles of neurons from a counter, each tile through all of time with its
+   states in the nearest cache; the backward keeps the states at the start of each chunk of time and recomputes the rest.
+   Constants that all neurons share stand in registers: each loop is compiled for these and for constants a channel. */
 
 #ifndef REAL
 
@@ -11,22 +12,25 @@
 
 #define LARGEST_TILE 1024 /* long rows: the processor fetches ahead within a row, not from one step to the next */
 #define CHUNK 32
+#define PI 3.141592653589793
 
 typedef struct {
-    int64_t outer, steps, inner, tile;
+    int64_t outer, steps, inner, tile, channels, channel_stride;
     int64_t current_stride_outer, current_stride_time, grad_stride_outer, grad_stride_time;
-    double membrane_decay, synapse_decay, gradient_decay, amplitude, threshold;
-    double rise, membrane_slope_limit, gradient_slope_limit;
-    const void *current, *grad_spikes;
-    const int32_t *label_steps;
-    void *spikes, *membrane, *gradient_trace, *grad_weight_path, *grad_time_path;
-    void *scratch; /* of each backward worker: 2 values a step of a chunk, 3 a chunk, times LARGEST_TILE */
+    int64_t rule; /* 0: event; surrogate: 1 arctan, 2 fast sigmoid */
+    double rise;  /* of the potential at which a silent output neuron counts as firing */
+    const void *current, *constants, *initial, *grad_spikes, *grad_final;
+    int32_t *events;
+    void *spikes, *final, *membrane, *gradient_trace, *weight_path, *time_path, *grad_initial, *grad_constants;
+    void *scratch; /* of each backward worker: 3 values a step of a chunk, 3 a chunk, times LARGEST_TILE */
     atomic_llong tiles_taken, workers;
 } Scan;
 
 typedef struct {
     int64_t row, column, width;
 } Tile;
+
+enum { MEMBRANE_DECAY, SYNAPSE_DECAY, GRADIENT_DECAY, RISE, THRESHOLD, MEMBRANE_LIMIT, GRADIENT_LIMIT, SHARPNESS, ROWS };
 
 const int64_t srm_scan_layout[3] = {sizeof(Scan), LARGEST_TILE, CHUNK}; /* for the loader */
 
@@ -41,6 +45,9 @@ INLINE int take_tile(Scan *scan, Tile *tile)
     return tile->row < scan->outer;
 }
 
+/* Of a constant, the value for neuron i of a tile. */
+#define OF(row) (each ? c[row][i] : shared[row])
+
 #define REAL float
 #include "srm_scan.c"
 #undef REAL
@@ -49,9 +56,11 @@ INLINE int take_tile(Scan *scan, Tile *tile)
 
 #else
 
+typedef REAL TYPED(Row)[LARGEST_TILE];
+
 typedef struct {
-    REAL m[LARGEST_TILE], s[LARGEST_TILE], g[LARGEST_TILE];
-} TYPED(States);
+    TYPED(Row) u, s, g;
+} TYPED(State);
 
 INLINE void TYPED(copy)(REAL *restrict to, const REAL *restrict from, int64_t width)
 {
@@ -59,32 +68,97 @@ INLINE void TYPED(copy)(REAL *restrict to, const REAL *restrict from, int64_t wi
         to[i] = from ? from[i] : 0;
 }
 
-/* Copies the states of a tile, or sets them to 0. */
-INLINE void TYPED(copy_states)(TYPED(States) *to, const TYPED(States) *from, int64_t width)
+INLINE void TYPED(copy_state)(TYPED(State) *restrict to, const TYPED(State) *restrict from, int64_t width)
 {
-    TYPED(copy)(to->m, from ? from->m : 0, width);
-    TYPED(copy)(to->s, from ? from->s : 0, width);
-    TYPED(copy)(to->g, from ? from->g : 0, width);
+    TYPED(copy)(to->u, from->u, width);
+    TYPED(copy)(to->s, from->s, width);
+    TYPED(copy)(to->g, from->g, width);
 }
 
-/* One step of a tile: current in; potential, gradient trace and spikes out. */
-INLINE void TYPED(step)(const Scan *scan, int64_t width, const REAL *restrict current, TYPED(States) *restrict states,
-                        REAL *restrict membrane, REAL *restrict gradient_trace, REAL *restrict spikes)
+/* Loads the states of a tile, or sets them to 0. */
+INLINE void TYPED(load_state)(TYPED(State) *to, const void *states, const Scan *scan, const Tile *tile)
 {
-    REAL membrane_decay = scan->membrane_decay, synapse_decay = scan->synapse_decay;
-    REAL gradient_decay = scan->gradient_decay, amplitude = scan->amplitude, threshold = scan->threshold;
+    const REAL *from = states;
+    int64_t place = tile->row * scan->inner + tile->column, neurons = scan->outer * scan->inner;
+    TYPED(copy)(to->u, from ? from + place : 0, tile->width);
+    TYPED(copy)(to->s, from ? from + neurons + place : 0, tile->width);
+    TYPED(copy)(to->g, from ? from + 2 * neurons + place : 0, tile->width);
+}
+
+INLINE void TYPED(store_state)(void *states, const TYPED(State) *from, const Scan *scan, const Tile *tile)
+{
+    REAL *to = states;
+    int64_t place = tile->row * scan->inner + tile->column, neurons = scan->outer * scan->inner;
+    if (to) {
+        TYPED(copy)(to + place, from->u, tile->width);
+        TYPED(copy)(to + neurons + place, from->s, tile->width);
+        TYPED(copy)(to + 2 * neurons + place, from->g, tile->width);
+    }
+}
+
+INLINE void TYPED(load_constants)(TYPED(Row) *c, int each, const Scan *scan, const Tile *tile)
+{
+    for (int row = 0; row < ROWS; row++)
+        for (int64_t i = 0; i < (each ? tile->width : 1); i++) {
+            int64_t neuron = tile->row * scan->inner + tile->column + i;
+            int64_t channel = neuron / scan->channel_stride % scan->channels;
+            c[row][i] = ((const REAL *)scan->constants)[row * scan->channels + channel];
+        }
+}
+
+/* One step of a tile: current in; synaptic current and potential before the reset, gradient trace and spikes out. */
+INLINE void TYPED(step)(int64_t width, TYPED(Row) *restrict c, int each, const REAL *restrict current,
+                        TYPED(State) *restrict state, REAL *restrict synapse, REAL *restrict membrane,
+                        REAL *restrict gradient_trace, REAL *restrict spikes)
+{
+    REAL shared[ROWS];
+    for (int row = 0; row < ROWS; row++)
+        shared[row] = c[row][0];
     for (int64_t i = 0; i < width; i++) {
-        REAL x = current[i];
-        REAL m = (states->m[i] + x) * membrane_decay;
-        REAL s = (states->s[i] + x) * synapse_decay;
-        REAL g = (states->g[i] + x) * gradient_decay;
-        REAL u = amplitude * (m - s);
+        REAL s = state->s[i] + current[i];
+        REAL u = OF(MEMBRANE_DECAY) * state->u[i] + s * OF(RISE);
+        REAL g = (state->g[i] + current[i]) * OF(GRADIENT_DECAY);
+        int fired = u > OF(THRESHOLD);
+        synapse[i] = s;
         membrane[i] = u;
         gradient_trace[i] = g;
-        spikes[i] = u > threshold ? 1 : 0;
-        states->m[i] = u > threshold ? 0 : m;
-        states->s[i] = u > threshold ? 0 : s;
-        states->g[i] = u > threshold ? 0 : g;
+        spikes[i] = fired ? 1 : 0;
+        state->u[i] = fired ? 0 : u;
+        state->s[i] = fired ? 0 : s * OF(SYNAPSE_DECAY);
+        state->g[i] = fired ? 0 : g;
+    }
+}
+
+INLINE void TYPED(forward)(Scan *scan, int each)
+{
+    TYPED(Row) c[ROWS], unused[3], before;
+    TYPED(State) state;
+    REAL rise = scan->rise;
+    Tile tile;
+    while (take_tile(scan, &tile)) {
+        TYPED(load_constants)(c, each, scan, &tile);
+        TYPED(load_state)(&state, scan->initial, scan, &tile);
+        const REAL *current = scan->current;
+        current += tile.row * scan->current_stride_outer + tile.column;
+        int64_t output = tile.row * scan->steps * scan->inner + tile.column;
+        int32_t *events = scan->events ? scan->events + tile.row * scan->inner + tile.column : 0;
+        for (int64_t i = 0; events && i < tile.width; i++)
+            events[i] = -1;
+        for (int64_t t = 0; t < scan->steps; t++) {
+            REAL *membrane = scan->membrane ? (REAL *)scan->membrane + output : unused[0];
+            REAL *gradient_trace = scan->gradient_trace ? (REAL *)scan->gradient_trace + output : unused[1];
+            REAL *spikes = (REAL *)scan->spikes + output;
+            if (events)
+                TYPED(copy)(before, state.u, tile.width);
+            TYPED(step)(tile.width, c, each, current, &state, unused[2], membrane, gradient_trace, spikes);
+            for (int64_t i = 0; events && i < tile.width; i++) /* −2 marks a neuron that has fired */
+                events[i] = spikes[i] != 0 || events[i] == -2 ? -2 : membrane[i] - before[i] > rise ? t : events[i];
+            current += scan->current_stride_time;
+            output += scan->inner;
+        }
+        for (int64_t i = 0; events && i < tile.width; i++)
+            events[i] = events[i] < 0 ? -1 : events[i];
+        TYPED(store_state)(scan->final, &state, scan, &tile);
     }
 }
 
@@ -92,52 +166,84 @@ EVERY_VECTOR_WIDTH
 static void TYPED(forward_worker)(void *argument)
 {
     Scan *scan = argument;
-    Tile tile;
-    while (take_tile(scan, &tile)) {
-        TYPED(States) states;
-        TYPED(copy_states)(&states, 0, tile.width);
-        REAL unused[2][LARGEST_TILE];
-        const REAL *current = scan->current;
-        current += tile.row * scan->current_stride_outer + tile.column;
-        int64_t output = tile.row * scan->steps * scan->inner + tile.column;
-        for (int64_t t = 0; t < scan->steps; t++) {
-            REAL *membrane = scan->membrane ? (REAL *)scan->membrane + output : unused[0];
-            REAL *gradient_trace = scan->gradient_trace ? (REAL *)scan->gradient_trace + output : unused[1];
-            TYPED(step)(scan, tile.width, current, &states, membrane, gradient_trace, (REAL *)scan->spikes + output);
-            current += scan->current_stride_time;
-            output += scan->inner;
+    if (scan->channels > 1)
+        TYPED(forward)(scan, 1);
+    else
+        TYPED(forward)(scan, 0);
+}
+
+/* clamp(1/x, 0, limit), the limit for −0 too, NaN for NaN */
+INLINE REAL TYPED(slope)(REAL x, REAL limit)
+{
+    REAL slope = 1 / (x + 0);
+    return slope > limit ? limit : slope < 0 ? 0 : slope;
+}
+
+INLINE REAL TYPED(surrogate)(REAL v, REAL sharpness, int64_t rule)
+{
+    REAL arctan = v * (sharpness * (REAL)PI), fast_sigmoid = 1 + (v < 0 ? -v : v) * (sharpness * 2);
+    return sharpness / (rule == 1 ? 1 + arctan * arctan : fast_sigmoid * fast_sigmoid);
+}
+
+/* One step back of a tile, from what the step forward left: its gradient and those of the state behind it in; both
+   paths, which are the gradients of s and g before it, and the gradient of u out. */
+INLINE void TYPED(step_back)(int64_t width, TYPED(Row) *restrict c, int each, int64_t rule, int learn,
+                             const REAL *restrict grad, const REAL *restrict previous, const REAL *restrict synapse,
+                             const REAL *restrict membrane, const REAL *restrict trace, const int32_t *restrict events,
+                             int32_t t, TYPED(State) *restrict to, TYPED(State) *restrict sums,
+                             REAL *restrict weight_path, REAL *restrict time_path)
+{
+    REAL shared[ROWS];
+    for (int row = 0; row < ROWS; row++)
+        shared[row] = c[row][0];
+    for (int64_t i = 0; i < width; i++) {
+        REAL u = membrane[i];
+        int fired = u > OF(THRESHOLD);
+        REAL w, v = 0;
+        if (rule == 0) {
+            int event = fired | (events[i] == t);
+            w = grad[i] * TYPED(slope)(u - previous[i], OF(MEMBRANE_LIMIT));
+            v = grad[i] * TYPED(slope)(trace[i], OF(GRADIENT_LIMIT));
+            w = event ? w : 0;
+            v = event ? v : 0;
+        } else
+            w = grad[i] * TYPED(surrogate)(u - OF(THRESHOLD), OF(SHARPNESS), rule);
+        REAL p = w + (fired ? 0 : to->u[i]);
+        REAL q = fired ? 0 : to->s[i];
+        REAL r = v + (fired ? 0 : to->g[i]);
+        if (learn) {
+            REAL product = p * previous[i], of_rise = (p - q) * synapse[i];
+            sums->u[i] += p == 0 ? 0 : product;
+            sums->s[i] += p - q == 0 ? 0 : of_rise;
+            sums->g[i] += -w;
         }
+        REAL weight = p * OF(RISE) + q * OF(SYNAPSE_DECAY);
+        REAL time = r * OF(GRADIENT_DECAY);
+        to->u[i] = p * OF(MEMBRANE_DECAY);
+        to->s[i] = weight_path[i] = weight;
+        to->g[i] = time_path[i] = time;
     }
 }
 
-/* clamp(-1/x, -limit, 0), NaN for NaN */
-INLINE REAL TYPED(slope)(REAL x, REAL limit)
+INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
 {
-    REAL slope = -1 / x;
-    return slope < -limit ? -limit : slope > 0 ? 0 : slope;
-}
-
-EVERY_VECTOR_WIDTH
-static void TYPED(backward_worker)(void *argument)
-{
-    Scan *scan = argument;
-    Tile tile;
-    REAL membrane_decay = scan->membrane_decay, synapse_decay = scan->synapse_decay;
-    REAL gradient_decay = scan->gradient_decay, amplitude = scan->amplitude, rise = scan->rise;
-    REAL membrane_limit = scan->membrane_slope_limit, gradient_limit = scan->gradient_slope_limit;
     int64_t chunks = (scan->steps + CHUNK - 1) / CHUNK;
     int64_t worker = atomic_fetch_add(&scan->workers, 1);
-    REAL *weight_slopes = (REAL *)scan->scratch + worker * (2 * CHUNK + 3 * chunks) * LARGEST_TILE;
-    REAL *time_slopes = weight_slopes + CHUNK * LARGEST_TILE;
-    TYPED(States) *starts = (TYPED(States) *)(time_slopes + CHUNK * LARGEST_TILE);
-
+    TYPED(Row) *membranes = (TYPED(Row) *)scan->scratch + worker * 3 * (CHUNK + chunks);
+    TYPED(Row) *traces = membranes + CHUNK, *synapses = traces + CHUNK;
+    TYPED(State) *starts = (TYPED(State) *)(synapses + CHUNK);
+    TYPED(Row) c[ROWS], spikes, previous, unused[3];
+    TYPED(State) state, to, sums;
+    int32_t events[LARGEST_TILE];
+    Tile tile;
     while (take_tile(scan, &tile)) {
-        TYPED(States) states;
-        TYPED(copy_states)(&states, 0, tile.width);
-        int32_t label_steps[LARGEST_TILE];
-        for (int64_t i = 0; i < tile.width; i++)
-            label_steps[i] = scan->label_steps ? scan->label_steps[tile.row * scan->inner + tile.column + i] : -1;
-        REAL membrane[LARGEST_TILE], trace[LARGEST_TILE], spikes[LARGEST_TILE], previous[LARGEST_TILE];
+        int64_t width = tile.width;
+        TYPED(load_constants)(c, each, scan, &tile);
+        TYPED(load_state)(&state, scan->initial, scan, &tile);
+        TYPED(load_state)(&to, scan->grad_final, scan, &tile);
+        TYPED(load_state)(&sums, 0, scan, &tile);
+        for (int64_t i = 0; i < width; i++)
+            events[i] = scan->events ? scan->events[tile.row * scan->inner + tile.column + i] : -1;
         const REAL *current = scan->current, *grad_spikes = scan->grad_spikes;
         current += tile.row * scan->current_stride_outer + tile.column;
         grad_spikes += tile.row * scan->grad_stride_outer + tile.column;
@@ -145,58 +251,51 @@ static void TYPED(backward_worker)(void *argument)
 
         for (int64_t t = 0; t < (chunks - 1) * CHUNK; t++) {
             if (t % CHUNK == 0)
-                TYPED(copy_states)(&starts[t / CHUNK], &states, tile.width);
+                TYPED(copy_state)(&starts[t / CHUNK], &state, width);
             const REAL *x = current + t * scan->current_stride_time;
-            TYPED(step)(scan, tile.width, x, &states, membrane, trace, spikes);
+            TYPED(step)(width, c, each, x, &state, unused[0], unused[1], unused[2], spikes);
         }
-        TYPED(copy_states)(&starts[chunks - 1], &states, tile.width);
+        TYPED(copy_state)(&starts[chunks - 1], &state, width);
 
-        REAL weight_response[LARGEST_TILE], synapse_response[LARGEST_TILE], time_response[LARGEST_TILE];
-        REAL unused[2][LARGEST_TILE];
-        TYPED(copy)(weight_response, 0, tile.width);
-        TYPED(copy)(synapse_response, 0, tile.width);
-        TYPED(copy)(time_response, 0, tile.width);
         for (int64_t chunk = chunks - 1, end = scan->steps; chunk >= 0; end = chunk-- * CHUNK) {
-            TYPED(copy_states)(&states, &starts[chunk], tile.width);
-            for (int64_t i = 0; i < tile.width; i++)
-                previous[i] = amplitude * (states.m[i] - states.s[i]);
+            TYPED(copy_state)(&state, &starts[chunk], width);
             for (int64_t t = chunk * CHUNK; t < end; t++) {
                 const REAL *x = current + t * scan->current_stride_time;
-                TYPED(step)(scan, tile.width, x, &states, membrane, trace, spikes);
-                REAL *restrict weight_slope = weight_slopes + t % CHUNK * LARGEST_TILE;
-                REAL *restrict time_slope = time_slopes + t % CHUNK * LARGEST_TILE;
-                for (int64_t i = 0; i < tile.width; i++) {
-                    REAL w = TYPED(slope)(membrane[i] - previous[i], membrane_limit);
-                    int event = (spikes[i] != 0) | (label_steps[i] == t);
-                    weight_slope[i] = event ? w : 1; /* 1, which no slope is, marks a step without event */
-                    time_slope[i] = TYPED(slope)(trace[i], gradient_limit);
-                    previous[i] = spikes[i] != 0 ? 0 : membrane[i];
-                }
+                TYPED(step)(width, c, each, x, &state, learn ? synapses[t % CHUNK] : unused[0], membranes[t % CHUNK],
+                            rule == 0 ? traces[t % CHUNK] : unused[1], spikes);
             }
             for (int64_t t = end - 1; t >= chunk * CHUNK; t--) {
-                int64_t output = row + t * scan->inner;
-                const REAL *restrict grad = grad_spikes + t * scan->grad_stride_time;
-                const REAL *restrict weight_slope = weight_slopes + t % CHUNK * LARGEST_TILE;
-                const REAL *restrict time_slope = time_slopes + t % CHUNK * LARGEST_TILE;
-                REAL *restrict weight_path = unused[0], *restrict time_path = unused[1];
-                if (scan->grad_weight_path)
-                    weight_path = (REAL *)scan->grad_weight_path + output;
-                if (scan->grad_time_path)
-                    time_path = (REAL *)scan->grad_time_path + output;
-                for (int64_t i = 0; i < tile.width; i++) {
-                    int event = !(weight_slope[i] > 0);
-                    REAL w = weight_slope[i] * grad[i];
-                    REAL v = time_slope[i] * grad[i];
-                    REAL decayed = membrane_decay * weight_response[i] + rise * synapse_response[i];
-                    weight_response[i] = event ? w * rise : decayed;
-                    synapse_response[i] = synapse_decay * (event ? w : synapse_response[i]);
-                    time_response[i] = gradient_decay * (event ? -v : time_response[i]);
-                    weight_path[i] = weight_response[i];
-                    time_path[i] = time_response[i];
-                }
+                int64_t k = t % CHUNK, output = row + t * scan->inner;
+                if (k == 0)
+                    TYPED(copy)(previous, starts[chunk].u, width);
+                else
+                    for (int64_t i = 0; i < width; i++) {
+                        REAL threshold = c[THRESHOLD][each ? i : 0];
+                        previous[i] = membranes[k - 1][i] > threshold ? 0 : membranes[k - 1][i];
+                    }
+                REAL *weight_path = scan->weight_path ? (REAL *)scan->weight_path + output : unused[0];
+                REAL *time_path = scan->time_path ? (REAL *)scan->time_path + output : unused[1];
+                TYPED(step_back)(width, c, each, rule, learn, grad_spikes + t * scan->grad_stride_time, previous,
+                                 synapses[k], membranes[k], traces[k], events, t, &to, &sums, weight_path, time_path);
             }
         }
+        TYPED(store_state)(scan->grad_initial, &to, scan, &tile);
+        TYPED(store_state)(scan->grad_constants, &sums, scan, &tile);
     }
+}
+
+EVERY_VECTOR_WIDTH
+static void TYPED(backward_worker)(void *argument)
+{
+    Scan *scan = argument;
+    if (scan->rule == 0 && scan->channels == 1 && !scan->grad_constants)
+        TYPED(backward)(scan, 0, 0, 0);
+    else if (scan->rule == 0)
+        TYPED(backward)(scan, 1, 0, 1);
+    else if (scan->channels == 1 && !scan->grad_constants)
+        TYPED(backward)(scan, 0, scan->rule, 0);
+    else
+        TYPED(backward)(scan, 1, scan->rule, 1);
 }
 
 void TYPED(srm_scan_forward)(Scan *scan, RunParallel *run_parallel, unsigned threads)

@@ -1,352 +1,417 @@
-"""Triton kernels of the SRM scan: a tile of neurons per program, time in chunks that are held in registers.
+"""Triton kernels of the SRM scan: a neuron a thread, time in chunks that are held in registers.
 
 All loads of a chunk stand before the first use of one; the assembler may move some, but none behind the chunk's first
 result. The backward keeps nothing but the input current: it recomputes each chunk, last to first, from the state that
-the forward stored at the chunk's start. Chunks are of equal length but the last, which may be shorter. Equations and
-names: `srm_triton/ops/srm_scan.py`.
+the forward stored at the chunk's start. Neurons are counted in memory order without time, whatever their axes, so one
+compiled kernel serves every shape, layout and constant. Equations and names: `srm_triton/ops/srm_scan.py`.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 from triton import language as tl
 
-from . import SRM_SCAN_CHUNK, launch
+from . import SRM_SCAN_RISE, SRM_SCAN_RULES, launch, srm_scan_chunk
 from .configurations import Configuration
-from .layout import outer_time_inner
+from .layout import memory_order, outer_time_inner
 
 
 @triton.jit
-def _neurons(outer, inner, BLOCK_OUTER: tl.constexpr, BLOCK_INNER: tl.constexpr):
-    rows = tl.program_id(1).to(tl.int64) * BLOCK_OUTER + tl.arange(0, BLOCK_OUTER)[:, None]
-    columns = tl.program_id(0).to(tl.int64) * BLOCK_INNER + tl.arange(0, BLOCK_INNER)[None, :]
-    return rows, columns, (rows < outer) & (columns < inner)
+def _neurons(neurons, inner, BLOCK: tl.constexpr):
+    """The neurons of a program, which exist, and their places in [outer, inner]."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return n, n < neurons, n // inner, n % inner
 
 
 @triton.jit
-def _load_chunk(pointer, stride, steps_left, accumulator: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr):
+def _load_constants(constants, n, channels, channel_stride):
+    constants += n // channel_stride % channels
+    values = ()
+    for row in tl.static_range(8):
+        values = values + (tl.load(constants + row * channels),)
+    return values
+
+
+@triton.jit
+def _load_state(pointer, n, neurons, mask):
+    u = tl.load(pointer + n, mask=mask, other=0.0)
+    s = tl.load(pointer + neurons + n, mask=mask, other=0.0)
+    g = tl.load(pointer + 2 * neurons + n, mask=mask, other=0.0)
+    return u, s, g
+
+
+@triton.jit
+def _store_state(pointer, n, neurons, mask, state):
+    for i in tl.static_range(3):
+        tl.store(pointer + i * neurons + n, state[i], mask=mask)
+
+
+@triton.jit
+def _select(mask, first, second):
+    """Of two triples, per lane."""
+    u = tl.where(mask, first[0], second[0])
+    s = tl.where(mask, first[1], second[1])
+    g = tl.where(mask, first[2], second[2])
+    return u, s, g
+
+
+@triton.jit
+def _load_chunk(pointer, stride, steps_left, accumulator: tl.constexpr, CHUNK: tl.constexpr):
     values = ()
     for k in tl.static_range(CHUNK):
-        value = tl.load(pointer, mask=steps_left > (0 if WHOLE else k), other=0.0)
-        values = values + (value.to(accumulator),)
+        values = values + (tl.load(pointer, mask=steps_left > k, other=0.0).to(accumulator),)
         pointer += stride
     return values
 
 
 @triton.jit
 def _step(state, x, constants):
-    m, s, g = state
-    membrane_decay, synapse_decay, gradient_decay, amplitude, threshold = constants
-    m = (m + x) * membrane_decay
-    s = (s + x) * synapse_decay
-    g = (g + x) * gradient_decay
-    u = amplitude * (m - s)
-    fired = u > threshold
-    return u, g, fired, (tl.where(fired, 0.0, m), tl.where(fired, 0.0, s), tl.where(fired, 0.0, g))
+    """Synaptic current, potential and trace before the reset, whether there is one, and the state behind it."""
+    previous, s, g = state
+    s = s + x
+    u = constants[0] * previous + s * constants[3]
+    g = (g + x) * constants[2]
+    fired = u > constants[4]
+    after = (tl.where(fired, 0.0, u), tl.where(fired, 0.0, s * constants[1]), tl.where(fired, 0.0, g))
+    return s, u, g, fired, after
 
 
-@triton.jit(do_not_specialize=["chunks", "rest", "outer"])
+@triton.jit
+def _slope(change, limit):
+    """clamp(1/change, 0, limit), the limit for −0 too."""
+    return tl.where(change >= 0.0, tl.minimum(1.0 / (change + 0.0), limit), 0.0)
+
+
+@triton.jit
+def _surrogate(v, sharpness, RULE: tl.constexpr):
+    if RULE == 1:
+        scaled = v * (sharpness * 3.141592653589793)
+        spread = 1.0 + scaled * scaled
+    else:
+        scaled = 1.0 + tl.abs(v) * (sharpness * 2.0)
+        spread = scaled * scaled
+    return sharpness / spread
+
+
+@triton.jit(
+    do_not_specialize=[
+        "steps", "neurons", "inner", "channels", "channel_stride", "stride_outer", "stride_time", "stride_inner",
+        "has_initial", "has_final", "has_checkpoints", "has_events",
+    ],
+    do_not_specialize_on_alignment=[
+        "current", "constants", "initial", "spikes", "final", "checkpoints", "events", "membrane", "gradient_trace",
+    ],
+)  # fmt: skip
 def srm_scan_forward_kernel(
     current,
+    constants,
+    initial,
     spikes,
+    final,
+    checkpoints,
+    events,
     membrane,
     gradient_trace,
-    states,
-    chunks: tl.int32,
-    rest: tl.int32,
-    outer: tl.int64,
+    steps: tl.int64,
+    neurons: tl.int64,
     inner: tl.int64,
-    current_stride_outer: tl.int64,
-    current_stride_time: tl.int64,
-    current_stride_inner,
-    constants,
+    channels: tl.int64,
+    channel_stride: tl.int64,
+    stride_outer: tl.int64,
+    stride_time: tl.int64,
+    stride_inner: tl.int64,
+    has_initial: tl.int32,
+    has_final: tl.int32,
+    has_checkpoints: tl.int32,
+    has_events: tl.int32,
+    RISE: tl.constexpr,
     STORE_TRACE: tl.constexpr,
-    STORE_STATES: tl.constexpr,
     CHUNK: tl.constexpr,
-    WHOLE: tl.constexpr,
-    BLOCK_OUTER: tl.constexpr,
-    BLOCK_INNER: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
-    constants = launch.convert(constants, accumulator)
-    rows, columns, inside = _neurons(outer, inner, BLOCK_OUTER, BLOCK_INNER)
-    steps = (chunks - 1).to(tl.int64) * CHUNK + rest
-    current += rows * current_stride_outer + columns * current_stride_inner
-    output = rows * steps * inner + columns
-    kept = rows * inner + columns
-
-    zeros = tl.zeros((BLOCK_OUTER, BLOCK_INNER), accumulator)
-    state = (zeros, zeros, zeros)
+    n, inside, row, column = _neurons(neurons, inner, BLOCK)
+    values = _load_constants(constants, n, channels, channel_stride)
+    current += row * stride_outer + column * stride_inner
+    output = row * steps * inner + column
+    state = _load_state(initial, n, neurons, inside & (has_initial != 0))
+    last_rise = tl.full((BLOCK,), -1, tl.int32)
+    any_fired = tl.zeros((BLOCK,), tl.int1)
+    chunks = tl.cdiv(steps, CHUNK)
     for chunk in range(chunks):
-        if STORE_STATES:
-            for i in tl.static_range(3):
-                tl.store(states + kept + (i - 3) * outer * inner, state[i], mask=inside & (chunk > 0))
-            kept += 3 * outer * inner
-        steps_left = tl.where(inside, tl.where(chunk < chunks - 1, CHUNK, rest), 0)
-        inputs = _load_chunk(current, current_stride_time, steps_left, accumulator, CHUNK, WHOLE)
+        _store_state(checkpoints, n, neurons, inside & (has_checkpoints != 0) & (chunk > 0), state)
+        checkpoints += tl.where(chunk > 0, 3 * neurons, 0)
+        first = chunk * CHUNK
+        steps_left = tl.where(inside, tl.minimum(steps - first, CHUNK), 0).to(tl.int32)
+        inputs = _load_chunk(current, stride_time, steps_left, accumulator, CHUNK)
         for k in tl.static_range(CHUNK):
-            u, g, fired, state = _step(state, inputs[k], constants)
-            valid = steps_left > (0 if WHOLE else k)
+            valid = steps_left > k
+            _, u, g, fired, after = _step(state, inputs[k], values)
             # by way of float32, since the interpreter converts no boolean to bfloat16
-            tl.store(spikes + output + k * inner, fired.to(tl.float32).to(spikes.dtype.element_ty), mask=valid)
+            tl.store(spikes + output, fired.to(tl.float32).to(spikes.dtype.element_ty), mask=valid)
             if STORE_TRACE:
-                tl.store(membrane + output + k * inner, u, mask=valid)
-                tl.store(gradient_trace + output + k * inner, g, mask=valid)
-        output += CHUNK * inner
-        current += CHUNK * current_stride_time
+                tl.store(membrane + output, u, mask=valid)
+                tl.store(gradient_trace + output, g, mask=valid)
+            last_rise = tl.where(valid & (u - state[0] > RISE), (first + k).to(tl.int32), last_rise)
+            any_fired = any_fired | (valid & fired)
+            state = _select(valid, after, state)
+            output += inner
+        current += CHUNK * stride_time
+    _store_state(final, n, neurons, inside & (has_final != 0), state)
+    tl.store(events + n, tl.where(any_fired, -1, last_rise), mask=inside & (has_events != 0))
 
 
-@triton.jit(do_not_specialize=["chunks", "rest", "outer"])
+@triton.jit(
+    do_not_specialize=[
+        "steps", "neurons", "inner", "channels", "channel_stride", "grad_stride_outer", "grad_stride_time",
+        "grad_stride_inner", "stride_outer", "stride_time", "stride_inner",
+        "has_grad_final", "has_initial", "has_events", "has_weight_path", "has_time_path", "has_grad_initial",
+    ],
+    do_not_specialize_on_alignment=[
+        "grad_spikes", "grad_final", "current", "constants", "initial", "checkpoints", "events", "weight_path",
+        "time_path", "grad_initial", "grad_constants",
+    ],
+)  # fmt: skip
 def srm_scan_backward_kernel(
     grad_spikes,
+    grad_final,
     current,
-    states,
-    label_steps,
-    grad_weight_path,
-    grad_time_path,
-    chunks: tl.int32,
-    rest: tl.int32,
-    outer: tl.int64,
+    constants,
+    initial,
+    checkpoints,
+    events,
+    weight_path,
+    time_path,
+    grad_initial,
+    grad_constants,
+    steps: tl.int64,
+    neurons: tl.int64,
     inner: tl.int64,
+    channels: tl.int64,
+    channel_stride: tl.int64,
     grad_stride_outer: tl.int64,
     grad_stride_time: tl.int64,
-    grad_stride_inner,
-    current_stride_outer: tl.int64,
-    current_stride_time: tl.int64,
-    current_stride_inner,
-    constants,
-    gradient_constants,
-    LOAD_STATES: tl.constexpr,
-    LOAD_LABEL_STEPS: tl.constexpr,
-    STORE_WEIGHT_PATH: tl.constexpr,
-    STORE_TIME_PATH: tl.constexpr,
+    grad_stride_inner: tl.int64,
+    stride_outer: tl.int64,
+    stride_time: tl.int64,
+    stride_inner: tl.int64,
+    has_grad_final: tl.int32,
+    has_initial: tl.int32,
+    has_events: tl.int32,
+    has_weight_path: tl.int32,
+    has_time_path: tl.int32,
+    has_grad_initial: tl.int32,
+    RULE: tl.constexpr,
+    LEARN: tl.constexpr,
     CHUNK: tl.constexpr,
-    WHOLE: tl.constexpr,
-    BLOCK_OUTER: tl.constexpr,
-    BLOCK_INNER: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
-    constants = launch.convert(constants, accumulator)
-    membrane_decay, synapse_decay, gradient_decay, amplitude, _ = constants
-    rise, smallest_change, smallest_trace = launch.convert(gradient_constants, accumulator)
-    rows, columns, inside = _neurons(outer, inner, BLOCK_OUTER, BLOCK_INNER)
-    start = (chunks - 1).to(tl.int64) * CHUNK
-    current += rows * current_stride_outer + columns * current_stride_inner + start * current_stride_time
-    grad_spikes += rows * grad_stride_outer + columns * grad_stride_inner + start * grad_stride_time
-    if LOAD_STATES:
-        states += rows * inner + columns + (chunks - 1).to(tl.int64) * 3 * outer * inner
-    # Two strides per lane: AMD GPUs have too few scalar registers for the offsets of all steps of a chunk.
-    time_stride = tl.where(inside, inner, 0)
-    current_stride = tl.where(inside, current_stride_time, 0)
-    output = (rows * (start + rest) + start) * inner + columns + CHUNK * time_stride
-    if LOAD_LABEL_STEPS:  # counted from the chunk's start
-        label_step = tl.load(label_steps + rows * inner + columns, mask=inside, other=-1) - start.to(tl.int32)
-
-    # How a current at this step would move the next spike, along both paths, decaying backward in time.
-    zeros = tl.zeros((BLOCK_OUTER, BLOCK_INNER), accumulator)
-    weight_response = zeros
-    synapse_response = zeros
-    time_response = zeros
-    steps_left = tl.where(inside, rest, 0)
+    n, inside, row, column = _neurons(neurons, inner, BLOCK)
+    values = _load_constants(constants, n, channels, channel_stride)
+    membrane_decay, synapse_decay, gradient_decay, rise, threshold, membrane_limit, gradient_limit, sharpness = values
+    chunks = tl.cdiv(steps, CHUNK)
+    start = (chunks - 1) * CHUNK
+    current += row * stride_outer + column * stride_inner + start * stride_time
+    grad_spikes += row * grad_stride_outer + column * grad_stride_inner + start * grad_stride_time
+    checkpoints += (chunks - 2) * 3 * neurons
+    output = (row * steps + start + CHUNK) * inner + column
+    event_step = tl.load(events + n, mask=inside & (has_events != 0), other=-1)
+    to_u, to_s, to_g = _load_state(grad_final, n, neurons, inside & (has_grad_final != 0))
+    to_membrane_decay = tl.zeros((BLOCK,), accumulator)
+    to_rise = tl.zeros((BLOCK,), accumulator)
+    to_threshold = tl.zeros((BLOCK,), accumulator)
     for reverse in range(chunks):
-        state = (zeros, zeros, zeros)
-        if LOAD_STATES:
-            later = inside & (reverse < chunks - 1)
-            states -= 3 * outer * inner
-            m = tl.load(states, mask=later, other=0.0)
-            s = tl.load(states + outer * inner, mask=later, other=0.0)
-            g = tl.load(states + 2 * outer * inner, mask=later, other=0.0)
-            state = (m, s, g)
-        inputs = _load_chunk(current, current_stride, steps_left, accumulator, CHUNK, WHOLE)
-        grads = _load_chunk(grad_spikes, grad_stride_time, steps_left, accumulator, CHUNK, WHOLE)
+        chunk = chunks - 1 - reverse
+        first = chunk * CHUNK
+        steps_left = tl.where(inside, tl.minimum(steps - first, CHUNK), 0).to(tl.int32)
+        kept = _load_state(checkpoints, n, neurons, inside & (chunk > 0))
+        handed = _load_state(initial, n, neurons, inside & (chunk == 0) & (has_initial != 0))
+        start_state = _select(chunk > 0, kept, handed)
+        inputs = _load_chunk(current, stride_time, steps_left, accumulator, CHUNK)
+        grads = _load_chunk(grad_spikes, grad_stride_time, steps_left, accumulator, CHUNK)
 
-        # 1/Δu and 1/Δu_t, clamped, at a spike; in place of 1/Δu, -1 marks a step without a spike and -2 no step at all.
-        weight_slopes = ()
-        time_slopes = ()
+        state = start_state
+        membranes = ()
+        traces = ()
+        synapses = ()
         for k in tl.static_range(CHUNK):
-            valid = steps_left > (0 if WHOLE else k)
-            previous = amplitude * (state[0] - state[1])
-            u, trace, event, state = _step(state, inputs[k], constants)
-            if LOAD_LABEL_STEPS:
-                event = event | (label_step == k)
-            change = u - previous
-            slope = tl.where(change >= 0.0, 1.0 / tl.maximum(change, smallest_change), 0.0)
-            weight_slopes = weight_slopes + (tl.where(valid, tl.where(event, slope, -1.0), -2.0),)
-            time_slopes = time_slopes + (tl.where(trace >= 0.0, 1.0 / tl.maximum(trace, smallest_trace), 0.0),)
+            s, u, g, _, state = _step(state, inputs[k], values)
+            membranes = membranes + (u,)
+            if RULE == 0:
+                traces = traces + (g,)
+            if LEARN:
+                synapses = synapses + (s,)
 
+        event_in_chunk = event_step - first.to(tl.int32)
         for k in tl.static_range(CHUNK - 1, -1, -1):
-            output -= time_stride
-            event = weight_slopes[k] >= 0.0
-            valid = weight_slopes[k] > -2.0
-            if STORE_WEIGHT_PATH:
-                weight = -weight_slopes[k] * grads[k]
-                decayed = membrane_decay * weight_response + rise * synapse_response
-                weight_response = tl.where(event, weight * rise, decayed)
-                synapse_response = synapse_decay * tl.where(event, weight, synapse_response)
-                tl.store(grad_weight_path + output, weight_response, mask=valid)
-            if STORE_TIME_PATH:
-                time = time_slopes[k] * grads[k]
-                time_response = gradient_decay * tl.where(event, time, time_response)
-                tl.store(grad_time_path + output, time_response, mask=valid)
-        current -= CHUNK * current_stride
+            output -= inner
+            valid = steps_left > k
+            u = membranes[k]
+            fired = u > threshold
+            if k == 0:
+                previous = start_state[0]
+            else:
+                previous = tl.where(membranes[k - 1] > threshold, 0.0, membranes[k - 1])
+            if RULE == 0:
+                event = fired | (event_in_chunk == k)
+                w = tl.where(event, grads[k] * _slope(u - previous, membrane_limit), 0.0)
+                r = tl.where(fired, 0.0, to_g)
+                r = tl.where(event, grads[k] * _slope(traces[k], gradient_limit) + r, r)
+            else:
+                w = grads[k] * _surrogate(u - threshold, sharpness, RULE)
+                r = tl.where(fired, 0.0, to_g)
+            p = w + tl.where(fired, 0.0, to_u)
+            q = tl.where(fired, 0.0, to_s)
+            weight = p * rise + q * synapse_decay
+            time = r * gradient_decay
+            tl.store(weight_path + output, weight.to(weight_path.dtype.element_ty), mask=valid & (has_weight_path != 0))
+            tl.store(time_path + output, time.to(time_path.dtype.element_ty), mask=valid & (has_time_path != 0))
+            if LEARN:
+                to_membrane_decay += tl.where(valid & (p != 0.0), p * previous, 0.0)
+                to_rise += tl.where(valid & (p != q), (p - q) * synapses[k], 0.0)
+                to_threshold -= tl.where(valid, w, 0.0)
+            to_u, to_s, to_g = _select(valid, (p * membrane_decay, weight, time), (to_u, to_s, to_g))
+        current -= CHUNK * stride_time
         grad_spikes -= CHUNK * grad_stride_time
-        if LOAD_LABEL_STEPS:
-            label_step += CHUNK
-        steps_left = tl.where(inside, CHUNK, 0)
+        checkpoints -= 3 * neurons
+    _store_state(grad_initial, n, neurons, inside & (has_grad_initial != 0), (to_u, to_s, to_g))
+    if LEARN:
+        _store_state(grad_constants, n, neurons, inside, (to_membrane_decay, to_rise, to_threshold))
 
 
-@dataclass(frozen=True)
-class Tile:
-    """How many neurons one program takes, and with how many warps."""
-
-    block_outer: int
-    block_inner: int
-    num_warps: int
-
-    def grid(self, outer: int, inner: int) -> tuple[int, int]:
-        return triton.cdiv(inner, self.block_inner), triton.cdiv(outer, self.block_outer)
+def usual_configuration() -> Configuration:
+    """A neuron a thread and as many warps as a multiprocessor has schedulers; interpreted, large blocks."""
+    return Configuration(4096, 4) if launch.interpreted() else Configuration(128, 128 // launch.warp_size())
 
 
-def usual_configuration(neurons: int, elements_per_thread: int) -> Configuration:
-    """What fills a device that nothing has been tuned for: single warps for small layers, a neuron a thread if tiny."""
-    if launch.interpreted():  # a program costs the same whatever its size
-        return Configuration(4096, 4)
-    num_warps = 1 if neurons < 65536 else 4
-    return Configuration(32 * num_warps * (1 if neurons < 16384 else elements_per_thread), num_warps)
+class _Neurons:
+    """The neurons of a scan in memory order: how kernels see its tensors."""
 
+    def __init__(self, current: torch.Tensor, like: torch.Tensor, constants: torch.Tensor, time_axis: int) -> None:
+        self.like, self.time_axis = like, time_axis
+        self.order = [axis - (axis > time_axis) for axis in memory_order(like) if axis != time_axis]
+        self.current = outer_time_inner(current, like, time_axis)
+        outer, self.steps, inner = self.current.shape
+        channels = constants.shape[1]
+        shape = [size for axis, size in enumerate(like.shape) if axis != time_axis]
+        behind = self.order[self.order.index(1) + 1 :] if channels > 1 else []
+        channel_stride = torch.Size(shape[axis] for axis in behind).numel()
+        self.sizes = self.steps, outer * inner, inner, channels, channel_stride
 
-def choose_tile(outer: int, inner: int, configuration: Configuration) -> Tile:
-    """A tile of the configuration's size, with rows of several samples where `inner` is short."""
-    block_inner = min(configuration.block, triton.next_power_of_2(inner))
-    block_outer = min(configuration.block // block_inner, triton.next_power_of_2(outer))
-    while triton.cdiv(outer, block_outer) > launch.MAX_GRID_Y:
-        block_outer *= 2
-    return Tile(block_outer, block_inner, configuration.num_warps)
+    def flat(self, tensor: torch.Tensor | None, leading: int) -> torch.Tensor | None:
+        """A tensor of `leading` axes and those of the neurons, with the neurons in memory order; copies if it must."""
+        if tensor is None or tensor.shape == (0,):
+            return tensor
+        axes = *range(leading), *(leading + axis for axis in self.order)
+        return tensor.permute(axes).contiguous()
 
+    def hand_over(self, flat: torch.Tensor | None, tensor: torch.Tensor | None, leading: int) -> None:
+        """Copies what a kernel filled into the tensor that `flat` stands for, unless it is the same memory."""
+        if tensor is not None and flat is not None and flat.data_ptr() != tensor.data_ptr():
+            tensor.permute(*range(leading), *(leading + axis for axis in self.order)).copy_(flat)
 
-def split_time(steps: int) -> tuple[int, int, int]:
-    """The number of chunks, as few as fit into registers; their length, as equal as can be; the last one's length."""
-    chunks = triton.cdiv(steps, SRM_SCAN_CHUNK)
-    chunk = triton.cdiv(steps, chunks)
-    return chunks, chunk, steps - (chunks - 1) * chunk
+    def run(self, kernel: Any, *arguments: Any, configuration: Configuration | None, **constants: Any) -> None:
+        """Launches a kernel over all neurons."""
+        configuration = configuration or usual_configuration()
+        grid = (triton.cdiv(self.sizes[1], configuration.block),)
+        with launch.device_of(self.current):
+            kernel[grid](
+                *arguments,
+                **constants,
+                CHUNK=srm_scan_chunk(self.steps),
+                BLOCK=configuration.block,
+                num_warps=configuration.num_warps,
+                enable_fp_fusion=False,
+            )
 
 
 def forward(
     current: torch.Tensor,
+    constants: torch.Tensor,
+    initial: torch.Tensor | None,
     spikes: torch.Tensor,
+    final: torch.Tensor,
+    checkpoints: torch.Tensor,
+    events: torch.Tensor,
     membrane: torch.Tensor | None,
     gradient_trace: torch.Tensor | None,
-    states: torch.Tensor | None,
     time_axis: int,
-    constants: tuple[float, ...],
     configuration: Configuration | None = None,
 ) -> None:
-    """Fills `spikes`, and where given `membrane`, `gradient_trace` (all laid out alike) and `states`.
+    """Fills `spikes` and, where they have elements, the others; `membrane` and `gradient_trace` are laid out alike.
 
-    `constants` are the decays of membrane, synapse and gradient, the amplitude and the threshold. Without a
-    `configuration` the usual one serves.
-
-    `states` is [chunks - 1, 3, *neurons], contiguous: membrane, synapse and gradient state at the start of each chunk
-    but the first.
+    Without a `configuration` the usual one serves. Tensors are those of the ops in `srm_triton/ops/srm_scan.py`.
     """
-    x = outer_time_inner(current, spikes, time_axis)
-    outer, steps, inner = x.shape
-    chunks, chunk, rest = split_time(steps)
-    tile = choose_tile(outer, inner, configuration or usual_configuration(outer * inner, elements_per_thread=2))
-    ordered_states = None if states is None else _in_memory_order(states, spikes, time_axis)
-    with launch.device_of(current):
-        srm_scan_forward_kernel[tile.grid(outer, inner)](
-            x,
-            spikes,
-            membrane,
-            gradient_trace,
-            ordered_states,
-            chunks,
-            rest,
-            outer,
-            inner,
-            *x.stride(),
-            launch.scalars(current.dtype, constants),
-            STORE_TRACE=membrane is not None,
-            STORE_STATES=states is not None,
-            CHUNK=chunk,
-            WHOLE=rest == chunk,
-            BLOCK_OUTER=tile.block_outer,
-            BLOCK_INNER=tile.block_inner,
-            num_warps=tile.num_warps,
-            enable_fp_fusion=False,
-        )
-    if states is not None and ordered_states.data_ptr() != states.data_ptr():
-        order = _neuron_order(spikes, time_axis)
-        shape = [states.shape[2 + axis] for axis in order]
-        states.permute(0, 1, *(2 + axis for axis in order)).copy_(ordered_states.view(*states.shape[:2], *shape))
-
-
-def _neuron_order(like: torch.Tensor, time_axis: int) -> list[int]:
-    """The axes of `like` but time, counted without it, from the outermost in memory to the innermost."""
-    neurons = like.select(time_axis, 0)
-    return sorted(range(neurons.dim()), key=lambda axis: -neurons.stride(axis))
-
-
-def _in_memory_order(states: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor:
-    """`states` with their neurons as the kernels count them, in the memory order of `like`; copies only if it must."""
-    order = _neuron_order(like, time_axis)
-    return states.permute(0, 1, *(2 + axis for axis in order)).reshape(*states.shape[:2], -1)
+    neurons = _Neurons(current, spikes, constants, time_axis)
+    results = (final, 1), (checkpoints, 2), (events, 0)
+    flat = [neurons.flat(*result) for result in results]
+    neurons.run(
+        srm_scan_forward_kernel,
+        neurons.current,
+        constants.contiguous(),
+        constants if initial is None else neurons.flat(initial, 1),
+        spikes,
+        *flat,
+        membrane,
+        gradient_trace,
+        *neurons.sizes,
+        *neurons.current.stride(),
+        *map(int, (initial is not None, *(tensor.numel() > 0 for tensor, _ in results))),
+        RISE=SRM_SCAN_RISE,
+        STORE_TRACE=membrane is not None,
+        configuration=configuration,
+    )
+    for filled, (tensor, leading) in zip(flat, results, strict=True):
+        neurons.hand_over(filled, tensor, leading)
 
 
 def backward(
     grad_spikes: torch.Tensor,
+    grad_final: torch.Tensor | None,
     current: torch.Tensor,
-    states: torch.Tensor | None,
-    label_steps: torch.Tensor | None,
-    grad_weight_path: torch.Tensor | None,
-    grad_time_path: torch.Tensor | None,
+    constants: torch.Tensor,
+    initial: torch.Tensor | None,
+    checkpoints: torch.Tensor,
+    events: torch.Tensor,
+    weight_path: torch.Tensor,
+    time_path: torch.Tensor,
+    grad_initial: torch.Tensor,
+    grad_constants: torch.Tensor,
     time_axis: int,
-    constants: tuple[float, ...],
-    gradient_constants: tuple[float, ...],
+    rule: str,
     configuration: Configuration | None = None,
 ) -> None:
-    """Fills the gradients that are given, which are laid out alike; `label_steps` is int32 [*neurons], −1: none.
+    """Fills those of the last four tensors that have elements; `grad_constants` is [3, *neurons], of a_m, 1/τ_s and θ.
 
-    `gradient_constants` are the rise c·(a_m − a_s) of the weight path and the limits of the two slopes.
-    Without a `configuration` the usual one serves.
+    Both paths are laid out alike. Without a `configuration` the usual one serves.
     """
-    rise, membrane_slope_limit, gradient_slope_limit = gradient_constants
-    like = grad_weight_path if grad_weight_path is not None else grad_time_path
-    x = outer_time_inner(current, like, time_axis)
-    grad = outer_time_inner(grad_spikes, like, time_axis)
-    if label_steps is not None:
-        label_steps = outer_time_inner(label_steps.unsqueeze(time_axis), like, time_axis).contiguous()
-    outer, steps, inner = x.shape
-    chunks, chunk, rest = split_time(steps)
-    tile = choose_tile(outer, inner, configuration or usual_configuration(outer * inner, elements_per_thread=1))
-    if states is not None:
-        states = _in_memory_order(states, like, time_axis).contiguous()
-    with launch.device_of(current):
-        srm_scan_backward_kernel[tile.grid(outer, inner)](
-            grad,
-            x,
-            states,
-            label_steps,
-            grad_weight_path,
-            grad_time_path,
-            chunks,
-            rest,
-            outer,
-            inner,
-            *grad.stride(),
-            *x.stride(),
-            launch.scalars(current.dtype, constants),
-            launch.scalars(current.dtype, (rise, 1 / membrane_slope_limit, 1 / gradient_slope_limit)),
-            LOAD_STATES=states is not None,
-            LOAD_LABEL_STEPS=label_steps is not None,
-            STORE_WEIGHT_PATH=grad_weight_path is not None,
-            STORE_TIME_PATH=grad_time_path is not None,
-            CHUNK=chunk,
-            WHOLE=rest == chunk,
-            BLOCK_OUTER=tile.block_outer,
-            BLOCK_INNER=tile.block_inner,
-            num_warps=tile.num_warps,
-            enable_fp_fusion=False,
-        )
+    like = next((path for path in (weight_path, time_path) if path.numel()), torch.empty_like(current))
+    neurons = _Neurons(current, like, constants, time_axis)
+    grads = outer_time_inner(grad_spikes, like, time_axis)
+    results = (grad_initial, 1), (grad_constants, 1)
+    flat = [neurons.flat(*result) for result in results]
+    neurons.run(
+        srm_scan_backward_kernel,
+        grads,
+        constants if grad_final is None else neurons.flat(grad_final, 1),
+        neurons.current,
+        constants.contiguous(),
+        constants if initial is None else neurons.flat(initial, 1),
+        neurons.flat(checkpoints, 2),
+        neurons.flat(events, 0),
+        weight_path,
+        time_path,
+        *flat,
+        *neurons.sizes,
+        *grads.stride(),
+        *neurons.current.stride(),
+        *map(int, (grad_final is not None, initial is not None)),
+        *(int(tensor.numel() > 0) for tensor in (events, weight_path, time_path, grad_initial)),
+        RULE=SRM_SCAN_RULES[rule],
+        LEARN=grad_constants.numel() > 0,
+        configuration=configuration,
+    )
+    for filled, (tensor, leading) in zip(flat, results, strict=True):
+        neurons.hand_over(filled, tensor, leading)

@@ -10,6 +10,11 @@ from torch import Tensor
 Gradients = tuple[Tensor | None, ...]
 
 
+def transforms_active() -> bool:
+    """Whether the caller runs within a transform of `torch.func`, such as `vmap`, for which PyTorch has no public name."""
+    return torch._C._are_functorch_transforms_active()
+
+
 class Function(torch.autograd.Function):
     """An autograd function in the form that `torch.func` takes: `forward` without a context, and `setup_context`.
 
@@ -21,7 +26,7 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
         """Calls the function."""
-        if torch._C._are_functorch_transforms_active():
+        if transforms_active():
             return super().apply(*arguments)
         # PyTorch would first bind the arguments to their names, a fifth of the time of a small layer
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
@@ -48,7 +53,7 @@ def once_differentiable(what: str) -> Callable[[Callable[..., Gradients]], Calla
 
     def decorate(rule: Callable[..., Gradients]) -> Callable[..., Gradients]:
         def backward(ctx: Any, *gradients: Tensor) -> Gradients:
-            if gradients[0] is None:  # nothing depends on the result
+            if all(gradient is None for gradient in gradients):  # nothing depends on the results
                 return (None,) * len(ctx.needs_input_grad)
             saved = ctx.saved_tensors
             if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled by create_graph=True

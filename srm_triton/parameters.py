@@ -1,81 +1,200 @@
-"""The constants of an SRM neuron, validated once."""
+"""The constants of SRM neurons and their state: values of tensors, which can be learned, saved and handed on."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from srm_triton.functions import transforms_active
+from srm_triton.kernels.layout import accumulator_dtype
+
+Constant = float | Tensor
+"""A number, or a tensor of one value or of one for each channel."""
+
+# smallest value, whether it is allowed itself, and whether infinity is
+_RANGES = {
+    "tau_m": (1.0, False, True),
+    "tau_s": (1.0, True, False),
+    "tau_g": (1.0, False, True),
+    "threshold": (0.0, False, False),
+    "membrane_slope_limit": (0.0, False, False),
+    "gradient_slope_limit": (0.0, False, False),
+    "sharpness": (0.0, False, False),
+}
 
 
-@dataclass(frozen=True)
-class SRMParameters:
-    """Constants of an SRM neuron; time constants are in steps.
+class SRMState(NamedTuple):
+    """What neurons carry from one step to the next, each [batch, ...] as the current without its time axis.
 
-    Args:
-        tau_m: membrane time constant, > 1 and different from `tau_s`.
-        tau_s: synaptic time constant, > 1.
-        tau_g: time constant of the gradient between spike times, > 1.
-        threshold: membrane potential above which the neuron fires, > 0.
-        membrane_slope_limit: largest 1/Δu in the gradient to the weights, > 0.
-        gradient_slope_limit: largest 1/Δu_t in the gradient to earlier spike times (κ), > 0.
-
-    Raises:
-        TypeError: if a value is not a number.
-        ValueError: if a value is out of its range.
-
-    Example:
-        >>> SRMParameters(tau_m=10.0).decays
-        (0.9, 0.6666666666666667, 0.6)
+    In float64 for float64 currents, else in float32; all 0 where a sequence begins.
     """
 
-    tau_m: float = 5.0
-    tau_s: float = 3.0
-    tau_g: float = 2.5
-    threshold: float = 1.0
-    membrane_slope_limit: float = 4.0
-    gradient_slope_limit: float = 123456789.0
+    membrane: Tensor
+    """Membrane potential u."""
+    synapse: Tensor
+    """Synaptic current s."""
+    gradient_trace: Tensor
+    """Gradient trace g, which the event-driven gradient to earlier spike times divides by."""
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            lower = 1 if field.name.startswith("tau") else 0
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{field.name} must be a number, got {value!r} of type {type(value).__name__}")
-            if not (math.isfinite(value) and value > lower):
-                raise ValueError(f"{field.name} must be finite and > {lower}, got {value}")
-        if self.tau_m == self.tau_s:
-            raise ValueError(f"tau_m and tau_s must differ, got {self.tau_m} for both")
 
-    @property
-    def decays(self) -> tuple[float, float, float]:
-        """The decay factors (a_m, a_s, a_g) of one step, a = 1 − 1/τ."""
-        return 1 - 1 / self.tau_m, 1 - 1 / self.tau_s, 1 - 1 / self.tau_g
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class SRMParameters:
+    """Constants of SRM neurons, each one value or one for each channel; time constants are in steps.
 
-    @property
-    def amplitude(self) -> float:
-        """C = τ_m / (τ_m − τ_s), the factor between the states' difference and the membrane potential."""
-        return self.tau_m / (self.tau_m - self.tau_s)
+    The channels are the axis behind batch and time. Every constant is kept as a tensor: numbers in float64, tensors as
+    they are, so that one which requires a gradient receives it.
 
-    @property
-    def rise(self) -> float:
-        """c·(a_m − a_s) = 1/τ_s, the membrane potential one step after a unit current."""
-        return 1 / self.tau_s
+    Args:
+        tau_m: membrane time constant, > 1; infinity for a neuron that does not leak.
+        tau_s: synaptic time constant, ≥ 1; 1 for a leaky integrate-and-fire neuron. It may equal `tau_m`.
+        tau_g: time constant of the gradient between spike times, > 1; infinity is allowed.
+        threshold: membrane potential above which the neuron fires, > 0.
+        membrane_slope_limit: largest 1/Δu in the event-driven gradient to the weights, > 0.
+        gradient_slope_limit: largest 1/Δu_t in the event-driven gradient to earlier spike times (κ), > 0.
+        sharpness: of the surrogate gradient, > 0; its greatest value, taken at the threshold.
 
-    def to_list(self) -> list[float]:
-        """The constants in the order of the fields, as custom ops take them."""
-        return [
-            float(self.tau_m),
-            float(self.tau_s),
-            float(self.tau_g),
-            float(self.threshold),
-            float(self.membrane_slope_limit),
-            float(self.gradient_slope_limit),
-        ]
+    Raises:
+        TypeError: if a value is neither a number nor a tensor of numbers.
+        ValueError: if a value is out of its range, has more than one axis, or another number of channels.
 
-    @classmethod
-    def from_list(cls, values: Sequence[float]) -> "SRMParameters":
-        """The constants that `to_list` returned; they have been checked."""
-        parameters = object.__new__(cls)
-        parameters.__dict__.update(zip(cls.__annotations__, values, strict=True))
-        return parameters
+    Example:
+        >>> SRMParameters(tau_m=10.0, threshold=torch.tensor([1.0, 0.5]))
+        SRMParameters(tau_m=10.0, tau_s=3.0, tau_g=2.5, threshold=[1.0, 0.5])
+    """
+
+    tau_m: Tensor
+    tau_s: Tensor
+    tau_g: Tensor
+    threshold: Tensor
+    membrane_slope_limit: Tensor
+    gradient_slope_limit: Tensor
+    sharpness: Tensor
+
+    def __init__(
+        self,
+        tau_m: Constant = 5.0,
+        tau_s: Constant = 3.0,
+        tau_g: Constant = 2.5,
+        threshold: Constant = 1.0,
+        membrane_slope_limit: Constant = 4.0,
+        gradient_slope_limit: Constant = 123456789.0,
+        sharpness: Constant = 1.0,
+    ) -> None:
+        values = (tau_m, tau_s, tau_g, threshold, membrane_slope_limit, gradient_slope_limit, sharpness)
+        for name, value in zip(NAMES, values, strict=True):
+            object.__setattr__(self, name, _as_tensor(name, value))
+        object.__setattr__(self, "_packed", {})
+        self.check()
+
+    def check(self) -> None:
+        """Checks that every value is in its range, as construction does; for tensors that have changed since.
+
+        Raises:
+            ValueError: if one is not, or the numbers of channels differ.
+        """
+        for name in NAMES:
+            check_range(name, getattr(self, name))
+        lengths = {name: value.shape[0] for name in NAMES if (value := getattr(self, name)).dim()}
+        if len(set(lengths.values()) - {1}) > 1:
+            raise ValueError(f"constants must have the same number of channels or one value, got {lengths}")
+
+    def pack(self, like: Tensor) -> Tensor:
+        """What kernels take: a tensor [8, 1 or channels] in the type that `like` is computed in, on its device.
+
+        Its rows are the decays a_m, a_s and a_g, 1/τ_s, θ, the two limits of slopes and the sharpness; they are
+        computed in float64 and rounded once. Each tensor is computed once and kept until a constant changes, unless a
+        gradient passes. As a_s = 1 − 1/τ_s, the row of 1/τ_s stands for both in the backward.
+        """
+        values = tuple(getattr(self, name) for name in NAMES)
+        key = accumulator_dtype(like.dtype), like.device
+        if torch.compiler.is_compiling() or transforms_active():
+            return _pack(values, *key)
+        if any(value.requires_grad or value.is_inference() for value in values):
+            return _pack(values, *key)
+        versions = [value._version for value in values]
+        kept_versions, packed = self._packed.get(key, (None, None))  # type: ignore[attr-defined]
+        if kept_versions != versions:
+            self.check()
+            with torch.inference_mode(False), torch.no_grad():  # it may serve in training next
+                packed = _pack(values, *key)
+            self._packed[key] = versions, packed  # type: ignore[attr-defined]
+        return packed  # type: ignore[no-any-return]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SRMParameters) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        values = dict(zip(NAMES, self._values(), strict=True))
+        shown = {name: v for name, v in values.items() if name in NAMES[:4] or v != getattr(_DEFAULT, name).item()}
+        return f"SRMParameters({', '.join(f'{name}={_rounded(value)}' for name, value in shown.items())})"
+
+    def _values(self) -> tuple[Any, ...]:
+        values = (getattr(self, name).tolist() for name in NAMES)
+        return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _pack(values: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    tau_m, tau_s, tau_g, *others = torch.broadcast_tensors(*(value.to(torch.float64) for value in values))
+    rise = 1 / tau_s
+    rows = (1 - 1 / tau_m, (1 - rise).detach(), 1 - 1 / tau_g, rise, *others)
+    return torch.stack(rows).view(len(rows), -1).to(device, dtype)
+
+
+NAMES = tuple(field.name for field in fields(SRMParameters))
+
+
+def _rounded(value: Any) -> Any:
+    """As it is printed: to 6 digits, at most four channels."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(str(_rounded(v)) for v in value[:4])}{', …' if len(value) > 4 else ''}]"
+    return float(f"{value:.6g}")
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) and hasattr(value, "__array__"):  # NumPy's numbers and arrays
+        value = torch.as_tensor(value)
+    if isinstance(value, Tensor):
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"{name} must be a number or a tensor of numbers, got one of {value.dtype}")
+        if value.dim() > 1:
+            raise ValueError(f"{name} must hold one value or one for each channel, [channels], got {list(value.shape)}")
+        return value if value.is_floating_point() else value.to(torch.float64)
+    if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat):
+        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type {type(value).__name__}")
+    try:
+        return torch.tensor(value, dtype=torch.float64)
+    except (OverflowError, RuntimeError):
+        raise ValueError(f"{name} must be {_describe(name)}, got a number beyond the range of floats") from None
+
+
+def _describe(name: str) -> str:
+    smallest, included, infinite = _RANGES[name]
+    return f"{'' if infinite else 'finite and '}{'≥' if included else '>'} {smallest:g}"
+
+
+def check_range(name: str, value: Tensor) -> None:
+    """Checks that the constant `name` has allowed values; compiled code and `torch.func` leave that to their caller.
+
+    Raises:
+        ValueError: if one is not allowed.
+    """
+    if torch.compiler.is_compiling() or transforms_active() or value.is_meta:
+        return
+    smallest, included, infinite = _RANGES[name]
+    allowed = value >= smallest if included else value > smallest
+    if not infinite:
+        allowed = allowed & (value < math.inf)
+    if not allowed.all():
+        first = int((~allowed).flatten().nonzero()[0])
+        where = f" at channel {first}" if value.numel() > 1 else ""
+        raise ValueError(f"{name} must be {_describe(name)}, got {value.flatten()[first].item()}{where}")
 
 
 _DEFAULT = SRMParameters()
@@ -85,10 +204,21 @@ def check_parameters(parameters: SRMParameters | None) -> SRMParameters:
     """Returns the constants, the default ones for None.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for anything else; a subclass too, which kernels would take for its base.
     """
     if parameters is None:
         return _DEFAULT
-    if not isinstance(parameters, SRMParameters):
+    if type(parameters) is not SRMParameters:
         raise TypeError(f"parameters must be SRMParameters or None, got {type(parameters).__name__}")
     return parameters
+
+
+def stack_state(state: SRMState) -> Tensor:
+    """The three tensors of a state as one, [3, batch, ...]."""
+    return torch.stack(tuple(state))
+
+
+def unstack_state(state: Tensor) -> SRMState:
+    """The state that `stack_state` made one tensor of."""
+    parts: Sequence[Tensor] = state.unbind(0)
+    return SRMState(*parts)

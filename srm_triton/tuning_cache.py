@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.files import write_atomically
-from srm_triton.kernels import SRM_SCAN_CHUNK
+SRM_SCAN_CHUNK = 16
 from srm_triton.kernels.configurations import CANDIDATES, Configuration
 
 _FORMAT, _FORMAT_VERSION = "srm-triton tuning", 1

@@ -1,310 +1,417 @@
-"""The spike response model (SRM) neuron over time, with its event-driven gradient.
+"""The spike response model (SRM) neuron over time, with two gradients.
 
-Membrane, synaptic and gradient time constants τ_m ≠ τ_s, τ_g > 1 (in steps), threshold θ > 0; decays a = 1 − 1/τ;
-c = τ_m / (τ_m − τ_s). From an input current x[t], all states starting at 0, for t = 0 … T−1:
+Constants (`SRMParameters`), each one value or one for each channel: membrane, synapse and gradient decay a = 1 − 1/τ
+and the threshold θ. State (u, s, g): membrane potential, synaptic current, gradient trace; 0 at the start or handed in.
+From an input current x[t], for t = 0 … T−1:
 
-    m ← (m + x)·a_m        s ← (s + x)·a_s        g ← (g + x)·a_g
-    u  = c·(m − s)         spike[t] = u > θ
-    Δu[t] = u − u_prev     Δu_t[t] = g
-    at a spike: m = s = g = u_prev = 0, else u_prev = u
+    previous = u
+    s ← s + x          u ← a_m·u + s/τ_s          s ← a_s·s          g ← a_g·(g + x)
+    spike[t] = u > θ          Δu[t] = u − previous          Δu_t[t] = g
+    at a spike: u = s = g = 0
 
-Backward, from `grad_spikes` = ∂L/∂(spike time). With k the number of steps from t to the next spike (0 at a spike):
+Backward, for t = T−1 … 0, with λ = (λ_u, λ_s, λ_g) the gradient of the state that step t leaves, 0 at the end or handed
+in. The reset is not differentiated: before it, where a spike is, λ counts as 0. `grad` is ∂L/∂spike[t]:
 
-    at a spike:   w = clamp(−1/Δu, −4, 0)·grad_spikes       v = clamp(−1/Δu_t, −κ, 0)·grad_spikes
-    grad_weight_path[t] = w·c·(a_m^(k+1) − a_s^(k+1))       what the weights before the neuron receive
-    grad_time_path[t]   = −v·a_g^(k+1)                      what earlier spike times receive
+    "event":      w = grad·clamp(1/Δu, 0, limit) and v = grad·clamp(1/Δu_t, 0, κ) at a spike, else both 0
+    "surrogate":  w = grad·h(u − θ) at every step, v = 0
 
-and both are 0 where no spike follows; a label spike (see `spiking_affine`) counts as one, but resets nothing. This is a
-rule for spike times, not the derivative of a step function. Source: Zhu et al., "Training Spiking Neural Networks with
-Event-driven Backpropagation", NeurIPS 2022, and "Exploring Loss Functions for Time-based Training Strategy in Spiking
-Neural Networks", NeurIPS 2023.
+    p = w + λ_u        q = λ_s        r = v + λ_g
+    weight path[t] = p/τ_s + a_s·q         what computes the current receives it
+    time path[t]   = a_g·r                 the spikes of the layer before receive it, through the map's transpose
+    λ ← (a_m·p, weight path[t], time path[t])
 
-The powers are carried, not tabulated: c·(a_m − a_s) = 1/τ_s, so the weight path starts from w/τ_s and goes on with
-d ← a_m·d + p/τ_s, p ← a_s·p, which is exact where the difference of two powers would cancel.
+    ∂L/∂a_m = Σ p·previous        ∂L/∂(1/τ_s) = Σ (p − q)·(s + x), as a_s = 1 − 1/τ_s        ∂L/∂θ = −Σ w
+
+The event-driven gradient is a rule for spike times, k steps from t to the next spike: the weight path is
+w·c·(a_m^(k+1) − a_s^(k+1)) with c = τ_m/(τ_m − τ_s), the time path v·a_g^(k+1). Source: Zhu et al., "Training Spiking
+Neural Networks with Event-driven Backpropagation", NeurIPS 2022, and "Exploring Loss Functions for Time-based Training
+Strategy in Spiking Neural Networks", NeurIPS 2023, who hand ∂L/∂(spike time) from layer to layer; here the sign of the
+weight path is turned, so that a loss on spikes trains downhill. Carrying u, where they carry c·(m − s), nothing cancels.
+
+An output neuron that stays silent would learn nothing: with `output`, in the backward only, it counts as firing at the
+last step at which Δu > 0.05.
+
+The surrogate gradient is backpropagation through time (Neftci et al., IEEE Signal Processing Magazine 2019) with
+h(v) = β/(1 + (π·β·v)²), "arctan", or h(v) = β/(1 + 2·β·|v|)², "fast_sigmoid", of sharpness β and integral 1.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
-from srm_triton.checks import check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
-from srm_triton.kernels import SRM_SCAN_CHUNK, native
+from srm_triton.checks import check_option, check_tensor, time_axes
+from srm_triton.functions import Function, Gradients, once_differentiable, transforms_active
+from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
-from srm_triton.parameters import SRMParameters, check_parameters
+from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, stack_state, unstack_state
 from srm_triton.tuning_cache import find_configuration
 
-# Eager reference. It works in place and selects by bits: in ATen, torch.where and masked_fill take ten times as long.
+_LEARNED = 0, 3, 4  # rows of a_m, 1/τ_s and θ in the constants
+
+Gradient = Literal["event", "surrogate"]
+Surrogate = Literal["arctan", "fast_sigmoid"]
+
+# Eager reference: on tensors whose first axis is time, with constants that broadcast over the neurons of a step
+
+
+class _Constants(NamedTuple):
+    """The rows that `SRMParameters.pack` makes, each [1 or channels, 1, …]."""
+
+    membrane_decay: Tensor
+    synapse_decay: Tensor
+    gradient_decay: Tensor
+    rise: Tensor  # 1/τ_s
+    threshold: Tensor
+    membrane_slope_limit: Tensor
+    gradient_slope_limit: Tensor
+    sharpness: Tensor
 
 
 class _Step(NamedTuple):
-    """What happens at a step; overwritten by the next one."""
-
+    previous: Tensor
+    synapse: Tensor  # s + x
+    membrane: Tensor
+    gradient_trace: Tensor
     spike: Tensor
-    membrane: Tensor  # u
-    previous: Tensor  # u_prev
-    gradient_trace: Tensor  # Δu_t
+    state: SRMState  # that it leaves
 
 
-def _steps(current: Tensor, parameters: SRMParameters, time_axis: int) -> Iterator[_Step]:
-    membrane_decay, synapse_decay, gradient_decay = parameters.decays
-    m, s, g, u, previous, spike = _zeros_of_a_step(6, current, time_axis)
-    for x in current.unbind(time_axis):
-        x = x.to(m.dtype)
-        m.add_(x).mul_(membrane_decay)
-        s.add_(x).mul_(synapse_decay)
-        g.add_(x).mul_(gradient_decay)
-        torch.sub(m, s, out=u).mul_(parameters.amplitude)
-        torch.gt(u, parameters.threshold, out=spike)
-        yield _Step(spike, u, previous, g)
-        no_spike = _bits_where_zero(spike)
-        for state in (m, s, g, u):
-            _keep(state, no_spike)
-        previous, u = u, previous
+def _steps(current: Tensor, state: SRMState, c: _Constants) -> Iterator[_Step]:
+    for x in current:
+        previous, s, g = state
+        s = s + x
+        u = c.membrane_decay * previous + s * c.rise
+        g = (g + x) * c.gradient_decay
+        spike = u > c.threshold
+        state = SRMState(*(value.masked_fill(spike, 0) for value in (u, s * c.synapse_decay, g)))
+        yield _Step(previous, s, u, g, spike, state)
 
 
-def _reference_forward(
-    current: Tensor,
-    spikes: Tensor,
-    membrane: Tensor | None,
-    gradient_trace: Tensor | None,
-    parameters: SRMParameters,
-    time_axis: int,
-) -> None:
-    for t, step in enumerate(_steps(current, parameters, time_axis)):
-        spikes.select(time_axis, t).copy_(step.spike)
-        if membrane is not None and gradient_trace is not None:
-            membrane.select(time_axis, t).copy_(step.membrane)
-            gradient_trace.select(time_axis, t).copy_(step.gradient_trace)
+def _slope(change: Tensor, limit: Tensor) -> Tensor:
+    return (1 / (change + 0.0)).clamp(min=torch.zeros_like(limit), max=limit)  # 0 is added for what is −0
+
+
+def _surrogate(v: Tensor, sharpness: Tensor, surrogate: str) -> Tensor:
+    if surrogate == "arctan":
+        return sharpness / (1 + (v * (sharpness * math.pi)).square())
+    return sharpness / (1 + v.abs() * (sharpness * 2)).square()
 
 
 def _reference_backward(
-    grad_spikes: Tensor,
+    grad_spikes: Tensor, steps: list[_Step], grad_state: SRMState, events: Tensor, c: _Constants, gradient: str
+) -> tuple[Tensor, Tensor, SRMState, Tensor]:
+    """Both paths, the gradients of the initial state, and for each neuron those of a_m, 1/τ_s and θ."""
+    weight_path, time_path, constants = [], [], torch.zeros(3, *events.shape, dtype=c.rise.dtype, device=events.device)
+    for t in reversed(range(len(steps))):
+        previous, synapse, u, g, spike, _ = steps[t]
+        if gradient == "event":
+            event = spike | (events == t)
+            w = torch.where(event, grad_spikes[t] * _slope(u - previous, c.membrane_slope_limit), 0)
+            v = torch.where(event, grad_spikes[t] * _slope(g, c.gradient_slope_limit), 0)
+        else:
+            w = grad_spikes[t] * _surrogate(u - c.threshold, c.sharpness, gradient)
+            v = torch.zeros_like(w)
+        p, q, r = (new + grad.masked_fill(spike, 0) for new, grad in zip((w, 0, v), grad_state, strict=True))
+        weight_path.append(p * c.rise + q * c.synapse_decay)
+        time_path.append(r * c.gradient_decay)
+        grad_state = SRMState(p * c.membrane_decay, weight_path[-1], time_path[-1])
+        constants += torch.stack((_product(p, previous), _product(p - q, synapse), -w))
+    return torch.stack(weight_path[::-1]), torch.stack(time_path[::-1]), grad_state, constants
+
+
+def _product(gradient: Tensor, value: Tensor) -> Tensor:
+    return torch.where(gradient == 0, 0, gradient * value)  # 0 where the value is not finite too
+
+
+def _reference_events(steps: list[_Step]) -> Tensor:
+    """The last step with Δu > 0.05 of each neuron that never fires; −1 where there is none."""
+    last = torch.full_like(steps[0].spike, -1, dtype=torch.int32)
+    for t, step in enumerate(steps):
+        last = torch.where(step.membrane - step.previous > SRM_SCAN_RISE, t, last)
+    return last.masked_fill(torch.stack([step.spike for step in steps]).any(0), -1)
+
+
+def _prepare(
+    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int
+) -> tuple[Tensor, SRMState, _Constants]:
+    x = current.movedim(time_axis, 0).to(constants.dtype)
+    state = torch.zeros_like(x[:1]).expand(3, *x.shape[1:]) if initial is None else initial
+    behind = max(0, x.dim() - 3)
+    return x, unstack_state(state), _Constants(*constants.view(*constants.shape, *[1] * behind).unbind(0))
+
+
+# Custom ops. A tensor without elements stands for one that was not asked for. `constants` is [8, 1 or channels], a
+# state [3, *neurons] with the neurons of a step, which are the axes of the current but time.
+
+
+@torch.library.custom_op("srm_triton::srm_scan", mutates_args=(), device_types=("cpu", "cuda"))
+def _scan(
     current: Tensor,
-    label_steps: Tensor | None,
-    grad_weight_path: Tensor | None,
-    grad_time_path: Tensor | None,
-    parameters: SRMParameters,
+    constants: Tensor,
+    initial: Tensor | None,
     time_axis: int,
-) -> None:
-    membrane_decay, synapse_decay, gradient_decay = parameters.decays
-    paths = (grad_weight_path, grad_time_path)
-    dtype = accumulator_dtype(current.dtype)
-    # The slopes wait in the memory of the results, where that has their type.
-    results = [torch.empty_like(current, dtype=dtype) if path is None else path.to(dtype) for path in paths]
-    weight_results, time_results = (result.unbind(time_axis) for result in results)
-
-    no_events = []
-    for t, step in enumerate(_steps(current, parameters, time_axis)):
-        event = step.spike if label_steps is None else step.spike.maximum(label_steps == t)
-        no_events.append(_bits_where_zero(event))
-        slope = torch.sub(step.membrane, step.previous, out=weight_results[t]).reciprocal_()
-        slope.neg_().clamp_(-parameters.membrane_slope_limit, 0)
-        slope = torch.reciprocal(step.gradient_trace, out=time_results[t])
-        slope.neg_().clamp_(-parameters.gradient_slope_limit, 0)
-
-    weight_response, synapse_response, time_response = _zeros_of_a_step(3, current, time_axis)
-    for t in reversed(range(len(no_events))):
-        grad = grad_spikes.select(time_axis, t).to(dtype)
-        w = _keep(weight_results[t].mul_(grad), ~no_events[t])
-        v = _keep(time_results[t].mul_(grad), ~no_events[t])
-        weight_response.mul_(membrane_decay).add_(synapse_response * parameters.rise)
-        _keep(weight_response, no_events[t]).add_(w * parameters.rise)
-        _keep(synapse_response, no_events[t]).add_(w).mul_(synapse_decay)
-        _keep(time_response, no_events[t]).sub_(v).mul_(gradient_decay)
-        weight_results[t].copy_(weight_response)
-        time_results[t].copy_(time_response)
-    for path, result in zip(paths, results, strict=True):
-        if path is not None and path is not result:
-            path.copy_(result)
-
-
-def _zeros_of_a_step(number: int, current: Tensor, time_axis: int) -> list[Tensor]:
-    like = current.select(time_axis, 0)
-    return [torch.zeros_like(like, dtype=accumulator_dtype(current.dtype)) for _ in range(number)]
-
-
-def _bits_where_zero(mask: Tensor) -> Tensor:
-    """Integers as wide as the floats of `mask`: every bit set where it is 0, none where it is 1."""
-    return mask.to(torch.int64 if mask.dtype == torch.float64 else torch.int32).sub_(1)
-
-
-def _keep(values: Tensor, bits: Tensor) -> Tensor:
-    """Sets values to 0, NaN too, where no bit is set; in place."""
-    values.view(bits.dtype).bitwise_and_(bits)
-    return values
-
-
-# Custom ops. A tensor without elements stands for one that was not asked for.
-
-
-def _fill_forward(
-    current: Tensor,
-    spikes: Tensor,
-    membrane: Tensor | None,
-    gradient_trace: Tensor | None,
-    states: Tensor | None,
-    parameters: SRMParameters,
-    time_axis: int,
+    return_state: bool,
+    keep: bool,
+    output: bool,
     backend: str,
-) -> None:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Spikes and the final state; for the backward, with `keep`, what it restarts from and the events of silent neurons.
+
+    The Triton backward restarts from the state at the start of every chunk of time but the first. Events are the steps,
+    int32 [*neurons], at which silent neurons count as firing, −1 for none.
+    """
+    outputs = _allocate_scan(current, constants, initial, time_axis, return_state, keep, output, backend)
+    spikes, final, checkpoints, events = outputs
     if current.numel() == 0:
-        return
-    constants = (*parameters.decays, parameters.amplitude, parameters.threshold)
+        return spikes, _unchanged(initial, final), checkpoints, events.fill_(-1)
     chosen = resolve_backend(current.device, backend, has_native=True)
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
         tuned = find_configuration("srm_scan_forward", current, time_axis)
-        kernel.forward(current, spikes, membrane, gradient_trace, states, time_axis, constants, tuned)
+        kernel.forward(current, constants, initial, *outputs, None, None, time_axis, tuned)
     elif chosen == "native":
-        native.scan_forward(current, spikes, membrane, gradient_trace, time_axis, constants)
+        native.scan_forward(current, constants, initial, spikes, final, events, None, None, time_axis)
     else:
-        _reference_forward(current, spikes, membrane, gradient_trace, parameters, time_axis)
-
-
-@torch.library.custom_op("srm_triton::srm_scan", mutates_args=(), device_types=("cpu", "cuda"))
-def _scan(
-    current: Tensor, parameters: Sequence[float], time_axis: int, keep_states: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Spikes and, for the Triton backward, the state at the start of every chunk of time but the first."""
-    spikes, states = _allocate_scan(current, parameters, time_axis, keep_states, backend)
-    kept = states if states.numel() else None
-    _fill_forward(current, spikes, None, None, kept, SRMParameters.from_list(parameters), time_axis, backend)
-    return spikes, states
+        steps = list(_steps(*_prepare(current, constants, initial, time_axis)))
+        spikes.copy_(torch.stack([step.spike for step in steps], time_axis))
+        if return_state:
+            final.copy_(stack_state(steps[-1].state))
+        if events.numel():
+            events.copy_(_reference_events(steps))
+    return outputs
 
 
 @_scan.register_fake
 def _allocate_scan(
-    current: Tensor, parameters: Sequence[float], time_axis: int, keep_states: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    chunks = 1
-    if keep_states and resolve_backend(current.device, backend) == "triton":
-        chunks = max(1, -(-current.shape[time_axis] // SRM_SCAN_CHUNK))
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    return_state: bool,
+    keep: bool,
+    output: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
-    states = current.new_empty((chunks - 1, 3, *neurons), dtype=accumulator_dtype(current.dtype))
-    return torch.empty_like(current), states
+    steps = current.shape[time_axis]
+    kept = 0
+    if keep and resolve_backend(current.device, backend) == "triton":
+        kept = -(-steps // srm_scan_chunk(steps)) - 1 if steps else 0
+    wide = accumulator_dtype(current.dtype)
+    return (
+        torch.empty_like(current),
+        current.new_empty((3, *neurons) if return_state else 0, dtype=wide),
+        current.new_empty((kept, 3, *neurons), dtype=wide),
+        current.new_empty(neurons if keep and output else 0, dtype=torch.int32),
+    )
+
+
+def _unchanged(initial: Tensor | None, final: Tensor) -> Tensor:
+    """The final state of no steps."""
+    return final.zero_() if initial is None or not final.numel() else final.copy_(initial)
 
 
 @torch.library.custom_op("srm_triton::srm_trace", mutates_args=(), device_types=("cpu", "cuda"))
-def _trace(current: Tensor, parameters: Sequence[float], time_axis: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _trace(
+    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, membrane potential and gradient trace."""
-    spikes, membrane, gradient_trace = _allocate_trace(current, parameters, time_axis, backend)
-    p = SRMParameters.from_list(parameters)
-    _fill_forward(current, spikes, membrane, gradient_trace, None, p, time_axis, backend)
-    return spikes, membrane, gradient_trace
+    outputs = _allocate_trace(current, constants, initial, time_axis, backend)
+    spikes, membrane, gradient_trace = outputs
+    if current.numel() == 0:
+        return outputs
+    chosen = resolve_backend(current.device, backend, has_native=True)
+    if chosen == "triton":
+        from srm_triton.kernels import srm_scan as kernel
+
+        unused, no_events = membrane.new_empty(0), membrane.new_empty(0, dtype=torch.int32)
+        kernel.forward(
+            current, constants, initial, spikes, unused, unused, no_events, membrane, gradient_trace, time_axis, None
+        )
+    elif chosen == "native":
+        native.scan_forward(current, constants, initial, spikes, None, None, membrane, gradient_trace, time_axis)
+    else:
+        for t, step in enumerate(_steps(*_prepare(current, constants, initial, time_axis))):
+            spikes.select(time_axis, t).copy_(step.spike)
+            membrane.select(time_axis, t).copy_(step.membrane)
+            gradient_trace.select(time_axis, t).copy_(step.gradient_trace)
+    return outputs
 
 
 @_trace.register_fake
 def _allocate_trace(
-    current: Tensor, parameters: Sequence[float], time_axis: int, backend: str
+    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = accumulator_dtype(current.dtype)
+    wide = accumulator_dtype(current.dtype)
     spikes = torch.empty_like(current)
-    return spikes, torch.empty_like(spikes, dtype=dtype), torch.empty_like(spikes, dtype=dtype)
+    return spikes, torch.empty_like(spikes, dtype=wide), torch.empty_like(spikes, dtype=wide)
 
 
 @torch.library.custom_op("srm_triton::srm_scan_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _scan_backward(
     grad_spikes: Tensor,
+    grad_final: Tensor | None,
     current: Tensor,
-    states: Tensor,
-    label_steps: Tensor | None,
-    parameters: Sequence[float],
+    constants: Tensor,
+    initial: Tensor | None,
+    checkpoints: Tensor,
+    events: Tensor,
     time_axis: int,
-    weight_path: bool,
-    time_path: bool,
+    gradient: str,
+    asked: Sequence[bool],
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Both gradients; `label_steps`, int32 [*neurons], say where a neuron counts as firing besides (−1: nowhere)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight path, time path, gradients of the initial state and of the constants, as far as they are `asked` for."""
     outputs = _allocate_backward(
-        grad_spikes, current, states, label_steps, parameters, time_axis, weight_path, time_path, backend
+        grad_spikes, grad_final, current, constants, initial, checkpoints, events, time_axis, gradient, asked, backend
     )
-    grad_weight_path = outputs[0] if weight_path else None
-    grad_time_path = outputs[1] if time_path else None
-    if current.numel() == 0 or not (weight_path or time_path):
-        return outputs
-    p = SRMParameters.from_list(parameters)
-    paths = (grad_weight_path, grad_time_path)
-    constants = (*p.decays, p.amplitude, p.threshold)
-    gradient_constants = (p.rise, p.membrane_slope_limit, p.gradient_slope_limit)
+    weight_path, time_path, grad_initial, grad_constants = outputs
+    if current.numel() == 0:
+        return weight_path, time_path, _unchanged(grad_final, grad_initial), grad_constants.zero_()
+    neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
+    sums = constants.new_empty((3, *neurons) if asked[3] else 0)
+    results = weight_path, time_path, grad_initial, sums
+    gradients = grad_spikes, grad_final
     chosen = resolve_backend(current.device, backend, has_native=True)
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        kept = states if states.numel() else None
         tuned = find_configuration("srm_scan_backward", current, time_axis)
         kernel.backward(
-            grad_spikes, current, kept, label_steps, *paths, time_axis, constants, gradient_constants, tuned
+            *gradients, current, constants, initial, checkpoints, events, *results, time_axis, gradient, tuned
         )
     elif chosen == "native":
-        native.scan_backward(grad_spikes, current, label_steps, *paths, time_axis, constants, gradient_constants)
+        native.scan_backward(*gradients, current, constants, initial, events, *results, time_axis, gradient)
     else:
-        _reference_backward(grad_spikes, current, label_steps, *paths, p, time_axis)
+        x, state, c = _prepare(current, constants, initial, time_axis)
+        grad = grad_spikes.movedim(time_axis, 0).to(constants.dtype)
+        grad_state = unstack_state(torch.zeros_like(torch.stack(state)) if grad_final is None else grad_final)
+        if not events.numel():
+            events = torch.full(neurons, -1, dtype=torch.int32, device=current.device)
+        paths = _reference_backward(grad, list(_steps(x, state, c)), grad_state, events, c, gradient)
+        values = paths[0].movedim(0, time_axis), paths[1].movedim(0, time_axis), torch.stack(paths[2]), paths[3]
+        for result, value in zip(results, values, strict=True):
+            if result.numel():
+                result.copy_(value)
+    if asked[3]:
+        behind = [axis for axis in range(1, sums.dim()) if axis != 2 or constants.shape[1] == 1]
+        grad_constants.zero_()
+        for row, value in zip(_LEARNED, sums.sum(behind), strict=True):
+            grad_constants[row] = value
     return outputs
 
 
 @_scan_backward.register_fake
 def _allocate_backward(
     grad_spikes: Tensor,
+    grad_final: Tensor | None,
     current: Tensor,
-    states: Tensor,
-    label_steps: Tensor | None,
-    parameters: Sequence[float],
+    constants: Tensor,
+    initial: Tensor | None,
+    checkpoints: Tensor,
+    events: Tensor,
     time_axis: int,
-    weight_path: bool,
-    time_path: bool,
+    gradient: str,
+    asked: Sequence[bool],
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    grad_weight_path = torch.empty_like(current) if weight_path else current.new_empty(0)
-    grad_time_path = torch.empty_like(current) if time_path else current.new_empty(0)
-    return grad_weight_path, grad_time_path
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
+    return (
+        torch.empty_like(current) if asked[0] else current.new_empty(0),
+        torch.empty_like(current) if asked[1] else current.new_empty(0),
+        constants.new_empty((3, *neurons) if asked[2] else 0),
+        torch.empty_like(constants) if asked[3] else constants.new_empty(0),
+    )
 
 
-def _map(op: Any) -> None:
-    """Teaches an op to run under `torch.vmap`: a mapped axis is one more axis of neurons, the last."""
+def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> None:
+    """Teaches an op to run under `torch.vmap`: the mapped neurons stand side by side, as more channels of one scan.
+
+    Args:
+        op: the op, whose first arguments are tensors.
+        channel_axes: where each of these has its channels, if it has any.
+        result_axes: the same of the results.
+    """
+    position = 2 if op is _scan_backward else 0  # of the current; the constants come next
 
     def mapped(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], Any]:
-        def put_last(argument: Any, dim: int | None) -> Any:
-            if not isinstance(argument, Tensor):
-                return argument
-            if dim is None:
-                return argument.unsqueeze(-1).expand(*argument.shape, info.batch_size)
-            return argument.movedim(dim, -1)
+        current, constants = arguments[position : position + 2]
+        mapped_axes = [0 if in_dims[position + i] is None else 1 for i in range(2)]
+        has_channels = current.dim() - mapped_axes[0] > 2
+        channels = current.movedim(in_dims[position] or 0, 0).shape[2 + mapped_axes[0]] if has_channels else 1
+        shared = constants.movedim(in_dims[position + 1] or 0, 0).shape[1 + mapped_axes[1]] == 1
 
-        results = op(*map(put_last, arguments, in_dims))
-        # one that was not asked for has a single axis, of length 0
-        return results, tuple(result.dim() - 1 if result.dim() > 1 else None for result in results)
+        def join(argument: int, axis: int) -> Tensor | None:
+            tensor, dim = arguments[argument], in_dims[argument]
+            if tensor is None or (dim is None and tensor.shape == (0,)):
+                return tensor
+            tensor = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            if tensor.shape[1:] == (0,):
+                return tensor[0]
+            if argument == position + 1:
+                tensor = tensor.expand(-1, -1, channels)
+            tensor = tensor.movedim(0, axis)
+            return tensor.flatten(axis, axis + 1) if has_channels or axis == 1 and argument == position + 1 else tensor
+
+        def split(result: Tensor, axis: int) -> tuple[Tensor, int | None]:
+            if result.shape == (0,):
+                return result, None
+            if axis == 1 and len(result_axes) == 4 and position:  # gradients of constants
+                result = result.unflatten(1, (info.batch_size, channels))
+                return (result.sum(2, keepdim=True) if shared else result), 1
+            return (result.unflatten(axis, (info.batch_size, channels)) if has_channels else result), axis
+
+        tensors = [join(number, axis) for number, axis in enumerate(channel_axes)]
+        results = op(*tensors, *arguments[len(tensors) :])
+        return tuple(zip(*map(split, results, result_axes), strict=True))
 
     op.register_vmap(mapped)
 
 
-_map(_scan)
-_map(_trace)
-_map(_scan_backward)
+_map(_scan, (2, 1, 2), (2, 2, 3, 1))
+_map(_trace, (2, 1, 2), (2, 2, 2))
+_map(_scan_backward, (2, 2, 2, 1, 2, 3, 1), (2, 2, 2, 1))
 
 
 class _Scan(Function):
     @staticmethod
     def forward(
-        current: Tensor, parameters: SRMParameters, time_axis: int, keep_states: bool, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        return _scan(current, parameters.to_list(), time_axis, keep_states, backend)
+        current: Tensor,
+        earlier: Tensor | None,
+        constants: Tensor,
+        initial: Tensor | None,
+        time_axis: int,
+        gradient: str,
+        return_state: bool,
+        keep: bool,
+        output: bool,
+        backend: str,
+    ) -> tuple[Tensor, ...]:
+        return _scan(current, constants, initial, time_axis, return_state, keep, output, backend)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        current, *constants, _, backend = inputs
-        ctx.constants = *constants, True, False, backend
-        keep_results(ctx, output)
-        ctx.save_for_backward(current, output[1])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        current, _, constants, initial, ctx.time_axis, ctx.gradient, return_state, *_, ctx.backend = inputs
+        ctx.mark_non_differentiable(*output[1 + return_state :])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(current, constants, initial, *output[2:])
 
     @staticmethod
     @once_differentiable("srm_scan")
-    def backward(ctx: Any, saved: tuple[Tensor, Tensor], grad_spikes: Tensor, _: Tensor) -> Gradients:
-        return scan_backward(grad_spikes, *saved, None, *ctx.constants)[0], None, None, None, None
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
+        grad_spikes, grad_final = gradients[:2]
+        if grad_spikes is None:
+            grad_spikes = saved[0].new_zeros(()).expand_as(saved[0])
+        weight_path, time_path, constants, initial = ctx.needs_input_grad[:4]
+        asked = [weight_path, time_path, initial, constants]
+        results = _scan_backward(grad_spikes, grad_final, *saved, ctx.time_axis, ctx.gradient, asked, ctx.backend)
+        given = [result if wanted else None for result, wanted in zip(results, asked, strict=True)]
+        return given[0], given[1], given[3], given[2], *[None] * 6
 
 
 # Public functions
@@ -323,108 +430,199 @@ class SRMTrace(NamedTuple):
     """Δu_t, the rate of change that the gradient to earlier spike times divides by."""
 
 
-def srm_scan(current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> Tensor:
+@overload
+def srm_scan(
+    current: Tensor,
+    parameters: SRMParameters | None = None,
+    state: SRMState | None = None,
+    *,
+    gradient: Gradient = "event",
+    surrogate: Surrogate = "arctan",
+    output: bool = False,
+    return_state: Literal[False] = False,
+    batch_first: bool = True,
+) -> Tensor: ...
+
+
+@overload
+def srm_scan(
+    current: Tensor,
+    parameters: SRMParameters | None = None,
+    state: SRMState | None = None,
+    *,
+    gradient: Gradient = "event",
+    surrogate: Surrogate = "arctan",
+    output: bool = False,
+    return_state: Literal[True],
+    batch_first: bool = True,
+) -> tuple[Tensor, SRMState]: ...
+
+
+def srm_scan(
+    current: Tensor,
+    parameters: SRMParameters | None = None,
+    state: SRMState | None = None,
+    *,
+    gradient: Gradient = "event",
+    surrogate: Surrogate = "arctan",
+    output: bool = False,
+    return_state: bool = False,
+    batch_first: bool = True,
+) -> Tensor | tuple[Tensor, SRMState]:
     """Runs SRM neurons over time: input current in, spikes out.
 
-    The gradient that reaches `current` is the weight path of the event-driven rule (see the module's equations): right
-    for whatever computes the current from weights. A layer that also hands gradients to earlier spikes needs the time
-    path too; `SRMLinear` and `SRMConv2d` join both.
+    The gradient that reaches `current` is the weight path of the rule (see the module's equations), with the event rule
+    right for whatever computes the current from parameters or from values. A layer that also hands gradients to the
+    times of earlier spikes needs the time path too; the layers join both.
+
+    Constants and state receive gradients where they require them. A sequence may come in pieces, each with the state
+    that the one before returned: spikes and gradients are those of the whole. Detach the state to truncate.
 
     Args:
-        current: input current, [batch, time, ...] with any feature shape, float64, float32, float16 or bfloat16, any
-            strides. It is computed in float64 for float64, else in float32.
-        parameters: constants of the neuron; None stands for `SRMParameters()`.
-        batch_first: False for [time, batch, ...].
+        current: input current, [batch, time, channels, ...] with any feature shape, none too, float64, float32, float16
+            or bfloat16, any strides. It is computed in float64 for float64, else in float32.
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        state: what the neurons begin with, each tensor [batch, channels, ...] in the type of computation; None for 0.
+        gradient: ``"event"``, the rule for spike times, or ``"surrogate"``, backpropagation through time.
+        surrogate: ``"arctan"`` or ``"fast_sigmoid"``, the derivative that stands for that of a spike.
+        output: whether the event rule counts neurons that stay silent as firing once, in the backward only; for the
+            neurons that a loss looks at.
+        return_state: whether to return the state after the last step too.
+        batch_first: False for [time, batch, channels, ...].
 
     Returns:
-        Spikes, 0 or 1, in the shape and dtype of `current`. A current that is NaN or infinite silences its own neuron
-        from that step on. Axes of length 0 give an empty result.
+        Spikes, 0 or 1, in the shape and dtype of `current`, and with `return_state` the state. A current that is NaN
+        silences its own neuron from that step on. Axes of length 0 give an empty result.
 
     Raises:
-        TypeError: if `current` is not a floating-point tensor of a supported dtype.
-        ValueError: if it has fewer than two axes or lies on an unsupported device.
+        TypeError: for a current or state that is not a floating-point tensor of the right dtype, or other parameters.
+        ValueError: for shapes, devices or layouts that do not fit, or another option.
 
     Example:
-        >>> srm_scan(torch.tensor([[0.5, 1.5, 1.5, 1.5]]))
-        tensor([[0., 0., 1., 0.]])
+        >>> spikes, state = srm_scan(torch.tensor([[0.5, 1.5]]), return_state=True)
+        >>> srm_scan(torch.tensor([[1.5, 1.5]]), state=state)
+        tensor([[1., 0.]])
     """
-    parameters, time_axis = _check(current, parameters, batch_first)
-    keep_states = needs_gradient(current)
-    spikes: Tensor = _Scan.apply(current, parameters, time_axis, keep_states, requested_backend())[0]
-    return spikes
+    return scan(
+        current,
+        None,
+        check_parameters(parameters),
+        state,
+        rule=check_gradient(gradient, surrogate),
+        output=output,
+        return_state=return_state,
+        batch_first=batch_first,
+    )
 
 
-def srm_trace(current: Tensor, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> SRMTrace:
+def scan(
+    current: Tensor,
+    earlier: Tensor | None,
+    parameters: SRMParameters,
+    state: SRMState | None,
+    *,
+    rule: str,
+    output: bool,
+    return_state: bool,
+    batch_first: bool,
+) -> Any:
+    """`srm_scan` for layers: `earlier`, in the shape of the current, receives the time path; `rule` is checked."""
+    initial, constants, time_axis = _check(current, parameters, state, batch_first)
+    keep = _needs_gradient(current, earlier, constants, initial)
+    results = _Scan.apply(
+        current, earlier, constants, initial, time_axis, rule, return_state, keep, output, requested_backend()
+    )
+    return (results[0], unstack_state(results[1])) if return_state else results[0]
+
+
+def srm_trace(
+    current: Tensor,
+    parameters: SRMParameters | None = None,
+    state: SRMState | None = None,
+    *,
+    batch_first: bool = True,
+) -> SRMTrace:
     """Runs SRM neurons and records what happens at each step, for plots and analysis; no gradient passes.
 
     Args:
         current: input current, [batch, time, ...], as in `srm_scan`.
-        parameters: constants of the neuron; None stands for `SRMParameters()`.
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        state: what the neurons begin with; None for 0.
         batch_first: False for [time, batch, ...].
 
     Returns:
         Spikes (those of `srm_scan`, bit for bit), membrane potential, its change per step, and the gradient trace.
 
     Raises:
-        TypeError: if `current` is not a floating-point tensor of a supported dtype.
-        ValueError: if it has fewer than two axes or lies on an unsupported device.
+        TypeError: as `srm_scan`.
+        ValueError: as `srm_scan`.
 
     Example:
         >>> srm_trace(torch.tensor([[1.0, 1.0]])).membrane
         tensor([[0.3333, 0.8222]])
     """
-    parameters, time_axis = _check(current, parameters, batch_first)
-    values = _trace(current.detach(), parameters.to_list(), time_axis, requested_backend())
+    initial, constants, time_axis = _check(current.detach(), check_parameters(parameters), state, batch_first)
+    initial = None if initial is None else initial.detach()
+    values = _trace(current.detach(), constants.detach(), initial, time_axis, requested_backend())
     spikes, membrane, gradient_trace = values
-    before = membrane.masked_fill(spikes != 0, 0).movedim(time_axis, 0)[:-1]
-    membrane_change = membrane.clone()
-    membrane_change.movedim(time_axis, 0)[1:] -= before
-    return SRMTrace(spikes, membrane, membrane_change, gradient_trace)
+    before = membrane.masked_fill(spikes != 0, 0).movedim(time_axis, 0)
+    first = torch.zeros_like(before[:1]) if initial is None else initial[:1]
+    change = membrane - torch.cat((first, before))[:-1].movedim(0, time_axis)
+    return SRMTrace(spikes, membrane, change, gradient_trace)
 
 
-def scan_forward(
-    current: Tensor, parameters: SRMParameters, time_axis: int, keep_states: bool
-) -> tuple[Tensor, Tensor]:
-    """Returns the spikes and the states that `scan_backward` takes; for layers with a backward of their own."""
-    spikes, states = _scan(current, parameters.to_list(), time_axis, keep_states, requested_backend())
-    return spikes, states
+def check_gradient(gradient: Any, surrogate: Any) -> str:
+    """Returns the rule that two options of `srm_scan` choose.
+
+    Raises:
+        ValueError: for another option.
+    """
+    check_option("gradient", gradient, get_args(Gradient))
+    check_option("surrogate", surrogate, get_args(Surrogate))
+    return gradient if gradient == "event" else surrogate
 
 
-def scan_backward(
-    grad_spikes: Tensor,
-    current: Tensor,
-    states: Tensor,
-    label_steps: Tensor | None,
-    parameters: SRMParameters,
-    time_axis: int,
-    weight_path: bool,
-    time_path: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Returns the weight path and the time path of the gradient; a path that is not asked for comes back empty."""
-    grad_weight_path, grad_time_path = _scan_backward(
-        grad_spikes, current, states, label_steps, parameters.to_list(), time_axis, weight_path, time_path, backend
-    )
-    return grad_weight_path, grad_time_path
-
-
-def resolve_parameters(parameters: SRMParameters | None) -> SRMParameters:
-    """Returns the constants, the default ones for None, for use in an autograd function."""
-    parameters = check_parameters(parameters)
-    if torch.compiler.is_compiling():
-        parameters.to_list()  # with dynamic=True, floats read first in one such function are lost to the next
-    return parameters
-
-
-def needs_gradient(*tensors: Tensor) -> bool:
+def _needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether a backward may follow; an exported program has none, and transforms hide what needs one."""
     return (
         torch.is_grad_enabled()
-        and (any(tensor.requires_grad for tensor in tensors) or torch._C._are_functorch_transforms_active())
+        and (any(tensor is not None and tensor.requires_grad for tensor in tensors) or transforms_active())
         and not torch.compiler.is_exporting()
     )
 
 
-def _check(current: Tensor, parameters: SRMParameters | None, batch_first: bool) -> tuple[SRMParameters, int]:
+def _check(
+    current: Tensor, parameters: SRMParameters, state: SRMState | None, batch_first: bool
+) -> tuple[Tensor | None, Tensor, int]:
+    """The initial state, the constants and the time axis, as the ops take them."""
     check_tensor("current", current, time_axes(batch_first, "..."))
-    return resolve_parameters(parameters), 1 if batch_first else 0
+    time_axis = 1 if batch_first else 0
+    constants = parameters.pack(current)
+    channels = current.shape[2] if current.dim() > 2 else 1
+    if constants.shape[1] not in (1, channels):
+        name = next(name for name in NAMES if getattr(parameters, name).numel() > 1)
+        raise ValueError(
+            f"{name} must hold one value or one for each of {channels} channels (axis 2 of current), "
+            f"got {getattr(parameters, name).numel()}"
+        )
+    return _check_state(state, current, time_axis), constants, time_axis
+
+
+def _check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
+    if state is None:
+        return None
+    if not isinstance(state, tuple) or len(state) != 3 or not all(isinstance(part, Tensor) for part in state):
+        raise TypeError(f"state must be an SRMState of three tensors or None, got {type(state).__name__}")
+    dtype = accumulator_dtype(current.dtype)
+    shape = [*current.shape[:time_axis], *current.shape[time_axis + 1 :]]
+    for name, part in zip(SRMState._fields, state, strict=True):
+        if part.dtype != dtype:
+            raise TypeError(f"state.{name} must have the dtype {dtype} (current is {current.dtype}), got {part.dtype}")
+        if part.layout != torch.strided or list(part.shape) != shape:
+            raise ValueError(
+                f"state.{name} must be a dense tensor of the shape {shape}, that of current without time, "
+                f"got {list(part.shape)} of {part.layout}"
+            )
+        if part.device != current.device:
+            raise ValueError(f"state.{name} must be on the device of current, {current.device}, got {part.device}")
+    return stack_state(SRMState(*state))
