@@ -101,19 +101,19 @@ def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
-def check_pair(name: str, value: Any, smallest: int) -> tuple[int, int]:
-    """Returns an int or a pair of them as a pair (height, width).
+def check_sizes(name: str, value: Any, smallest: int, axes: tuple[str, ...] = ("height", "width")) -> tuple[int, ...]:
+    """Returns an int, or a tuple of one for each axis, as such a tuple.
 
     Raises:
         TypeError: for anything else.
         ValueError: for an int below `smallest`.
     """
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"{name} must be an int or a pair of them (height, width), got {value!r}")
-    for size in pair:
+    sizes = (value,) * len(axes) if isinstance(value, int) else value
+    if not isinstance(sizes, (tuple, list)) or len(sizes) != len(axes):
+        raise TypeError(f"{name} must be an int or a tuple of them ({', '.join(axes)}), got {value!r}")
+    for size in sizes:
         check_number(name, size, smallest, whole=True)
-    return pair[0], pair[1]
+    return tuple(sizes)
 
 
 def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> None:

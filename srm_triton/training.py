@@ -155,10 +155,10 @@ class SpikingClassifier(nn.Module):
         self.hidden = hidden
         self.output = output
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Any:
-        """Returns the output spikes, or with `labels` (int64 [batch], in training) `LabelledSpikes`."""
-        inputs = self.hidden(inputs)
-        return self.output(inputs) if labels is None else self.output(inputs, labels)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the output spikes."""
+        outputs: Tensor = self.output(self.hidden(inputs))
+        return outputs
 
     def record(self, inputs: Tensor) -> dict[str, Tensor]:
         """Returns the spikes of each spiking layer by its name, from the input's side to ``"output"``."""
@@ -192,7 +192,7 @@ def _build_mlp(hidden: tuple[int, ...], pixels: int, classes: int) -> SpikingCla
     for number, size in enumerate(hidden, 1):
         layers[f"hidden {number}"] = SRMLinear(pixels, size)
         pixels = size
-    return SpikingClassifier(nn.Sequential(layers), SRMLinear(pixels, classes))
+    return SpikingClassifier(nn.Sequential(layers), SRMLinear(pixels, classes, output=True))
 
 
 def _build_conv(hidden: tuple[int, ...], positions: int, classes: int) -> SpikingClassifier:
@@ -203,7 +203,7 @@ def _build_conv(hidden: tuple[int, ...], positions: int, classes: int) -> Spikin
         layers[f"pool {number}"] = SpikeAvgPool2d(2)
         channels = size
     layers["flatten"] = nn.Flatten(2)
-    return SpikingClassifier(nn.Sequential(layers), SRMLinear(channels * positions, classes))
+    return SpikingClassifier(nn.Sequential(layers), SRMLinear(channels * positions, classes, output=True))
 
 
 # Checkpoints
@@ -418,9 +418,9 @@ class TrainingRun:
     def _train_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
         labels = self.data.train_labels[batch]
-        outputs = self.network(encode_direct(self.data.train_images[batch], config.steps), labels)
+        spikes = self.network(encode_direct(self.data.train_images[batch], config.steps))
         loss = count_loss(
-            outputs.training_spikes,
+            spikes,
             labels,
             desired=config.desired_rate * config.steps,
             undesired=config.undesired_rate * config.steps,
@@ -435,7 +435,7 @@ class TrainingRun:
             )
         self.optimizer.step()
         self.schedule.step()
-        return loss.detach(), (predict(outputs.spikes) == labels).sum()
+        return loss.detach(), (predict(spikes) == labels).sum()
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, dict[str, float]]:
