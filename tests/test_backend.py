@@ -1,9 +1,11 @@
 """Which implementation runs, and that a machine without Triton can do without."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -59,6 +61,59 @@ def test_overrides_nest_and_end():
             raise KeyError
         assert requested_backend() == "reference"
     assert requested_backend() == "auto"
+
+
+def test_overlapping_coroutines():
+    async def first(inside: asyncio.Event, leave: asyncio.Event) -> None:
+        with use_backend("reference"):
+            inside.set()
+            await leave.wait()
+
+    async def second() -> None:
+        inside, leave = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(first(inside, leave))
+        await inside.wait()
+        with use_backend("triton"):
+            leave.set()
+            await task
+            assert requested_backend() == "triton"
+        assert requested_backend() == "auto"
+
+    asyncio.run(second())
+
+
+def blocks(*names: str) -> Iterator[None]:
+    for name in names:
+        with use_backend(name):
+            yield
+
+
+def test_interleaved_generators():
+    first, second = blocks("reference", "reference"), blocks("triton", "native")
+    seen = [(next(generator), requested_backend())[1] for generator in (first, second, first, second)]
+    assert seen == ["reference", "triton", "reference", "native"]
+    assert list(first) == [] and requested_backend() == "native"
+    assert list(second) == [] and requested_backend() == "auto"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same thread", "another thread"])
+def test_a_generator_closed_late(elsewhere):
+    late, equal = blocks("reference"), blocks("reference")
+    next(late)
+    with use_backend("triton"):
+        next(equal)
+        if elsewhere:
+            thread = threading.Thread(target=late.close)
+            thread.start()
+            thread.join()
+        else:
+            late.close()
+        assert requested_backend() == "reference"
+        equal.close()
+        assert requested_backend() == "triton"
+    assert requested_backend() == "auto"
+    with use_backend("reference"):
+        assert requested_backend() == "reference"
 
 
 def test_a_second_thread_is_told():
