@@ -10,6 +10,11 @@ from torch import Tensor
 Gradients = tuple[Tensor | None, ...]
 
 
+def transforms_active() -> bool:
+    """Whether a transform of `torch.func` (`vmap`, `grad`, …) is running; PyTorch has no public name for it."""
+    return torch._C._are_functorch_transforms_active()
+
+
 class Function(torch.autograd.Function):
     """An autograd function in the form that `torch.func` takes: `forward` without a context, and `setup_context`.
 
@@ -21,7 +26,7 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
         """Calls the function."""
-        if torch._C._are_functorch_transforms_active():
+        if transforms_active():
             return super().apply(*arguments)
         # PyTorch would first bind the arguments to their names, a fifth of the time of a small layer
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
