@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from triton import language as tl
 
+import srm_triton
 from srm_triton import SRMLinear, batch_norm, srm_scan, use_backend
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.kernels import batch_norm as batch_norm_kernels
@@ -159,9 +162,19 @@ def test_float64_constants_reach_kernels_whole():
     assert launch.scalars(torch.float32, (0.1,)) == (0.1,)
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *options, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_a_clone_that_is_not_installed(tmp_path):
+    shutil.copytree(Path(srm_triton.__file__).parent, tmp_path / "srm_triton")
+    paths = [str(tmp_path), str(Path(torch.__file__).parents[1])]
+    process = run_python(f"import sys; sys.path += {paths}; import srm_triton", "-S")  # with no editable installation
+    assert process.stderr.splitlines()[-1] == (
+        "ImportError: srm_triton is not installed, and in a clone its kernels lie elsewhere; run: "
+        f"pip install --editable {tmp_path}"
+    )
 
 
 def test_a_machine_without_triton():

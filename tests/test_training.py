@@ -130,7 +130,10 @@ class TestCheckpoints:
         ("change", "message"),
         [
             ({"version": 2}, "expected format version 1, found 2"),
-            ({"config": {"steps": -1}}, r"expected the fields of version 1, found others .*steps must be finite and ≥ 1"),
+            (
+                {"config": {"steps": -1}},
+                r"expected the fields of version 1, found others .*steps must be finite and ≥ 1",
+            ),
             ({"history": [{"epoch": 1}]}, "expected the fields of version 1"),
         ],
     )
