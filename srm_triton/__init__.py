@@ -12,8 +12,9 @@ if importlib.util.find_spec("srm_triton.kernels") is None:  # an installation ma
 from srm_triton.backend import use_backend
 from srm_triton.denoise import Denoised, DenoisingState, DenoisingTrace, denoise_tv, tv_objective
 from srm_triton.initialization import calibrate_gain
-from srm_triton.layers import BatchNorm1d, SpikeAvgPool2d, SRMConv2d, SRMLinear, SRMNeuron
+from srm_triton.layers import SpikeAvgPool2d, SRMConv2d, SRMLinear, SRMNeuron
 from srm_triton.losses import count_loss, predict, reverse_gradient, spike_counts
+from srm_triton.normalization import BatchNorm1d
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.shrink import soft_threshold
 from srm_triton.ops.spiking_affine import LabelledSpikes, srm_conv2d, srm_linear
