@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_same, check_size, check_tensor
-from srm_triton.functions import transforms_active, without_autocast
+from srm_triton.functions import transforms_active
+from srm_triton.precision import without_autocast
 
 
 class MSEGradients(NamedTuple):
