@@ -1,5 +1,14 @@
 """Triton-accelerated PyTorch layers for the spike response model (SRM), trained from spike times."""
 
+import importlib.util
+import os
+
+if importlib.util.find_spec("srm_triton.kernels") is None:  # an installation maps kernels/ to it
+    raise ImportError(
+        "srm_triton is not installed, and in a clone its kernels lie elsewhere; run: "
+        f"pip install --editable {os.path.dirname(__path__[0])}"
+    )
+
 from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
 from srm_triton.denoise import Denoised, DenoisingState, DenoisingTrace, denoise_tv, tv_objective
