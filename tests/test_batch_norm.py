@@ -326,7 +326,8 @@ def test_tiles_cover_the_matrix_within_bounds(monkeypatch, interpreted, dtype):
                 tile = kernel.choose_tile(samples, features, samples_adjacent, dtype)
                 rows = tile.block_samples * tile.tiles
                 assert (tile.splits - 1) * rows < samples <= tile.splits * rows
-                assert tile.block_samples * tile.block_features <= kernel.WHOLE
+                elements = tile.block_samples * tile.block_features
+                assert elements <= min(kernel.WHOLE, 32 * 32 * tile.num_warps)  # 32 a thread
                 assert 1 <= tile.splits <= kernel.MAX_SPLITS <= launch.MAX_GRID_Y
                 adjacent = tile.block_samples if samples_adjacent else tile.block_features
                 assert adjacent * dtype.itemsize >= 32 or adjacent >= (samples if samples_adjacent else features)
