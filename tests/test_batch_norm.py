@@ -1,3 +1,5 @@
+from itertools import cycle
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from srm_triton.ops.batch_norm import _backward, _normalise, batch_norm, batch_n
 
 BACKENDS = ("reference", "triton")
 EPS = 1e-5
+LONG = 20011  # more than a tile holds
 SHAPES = [
     ((3, 1), 0),
     ((1, 3), 1),
@@ -20,10 +23,10 @@ SHAPES = [
     ((1000, 33), 0),
     ((33, 1000), 1),
     ((3001, 70), 0),
-    ((65536, 3), 0),
-    ((3, 65536), 1),
-    ((65536, 3), 1),
-    ((3, 65536), 0),
+    ((LONG, 3), 0),
+    ((3, LONG), 1),
+    ((LONG, 3), 1),
+    ((3, LONG), 0),
 ]
 
 
@@ -90,16 +93,18 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(kernel, "MAX_SPLITS", 5)
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize(("case", "dtype"), list(zip(SHAPES, cycle((torch.float64, torch.float32)))))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_values_and_gradients(backend, shape, dim, dtype, limit, device):
-    tensors = make(shape, dim, dtype)
-    assert max(errors(run(backend, device, tensors, dim=dim), expected(tensors, dim))) < limit
+def test_values_and_gradients(backend, case, dtype, device):
+    tensors = make(*case, dtype)
+    limit = 1e-12 if dtype == torch.float64 else 1e-6
+    assert max(errors(run(backend, device, tensors, dim=case[1]), expected(tensors, case[1]))) < limit
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((83, 5), 0), ((2, 321), 1), ((1000, 1), 0)])
-@pytest.mark.parametrize(("given", "correction"), [("both", 0), ("weight", 1), ("bias", 0), ("none", 1)])
+@pytest.mark.parametrize(
+    ("shape", "dim", "given", "correction"),
+    [((83, 5), 0, "both", 0), ((2, 321), 1, "weight", 1), ((1000, 1), 0, "bias", 0), ((5, 83), 1, "none", 1)],
+)
 def test_splits(small_blocks, shape, dim, correction, given, device):
     inputs, weight, bias, grad = make(shape, dim, torch.float64, mean=3.0)
     tensors = (
@@ -117,8 +122,7 @@ def test_small_blocks_are_several_splits_of_several_tiles(small_blocks):
     assert not tile.whole and tile.splits > 2 and tile.tiles > 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("dtype", "mixed"), [(torch.float16, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize(("shape", "dim"), [((45, 6), 0), ((3, 20000), 1)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision(backend, shape, dim, mixed, dtype, device):
@@ -135,9 +139,8 @@ def test_half_precision(backend, shape, dim, mixed, dtype, device):
         assert max(errors(actual[2:], exact[2:])) < 4e-6
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["transposed", "strided", "row of a larger one", "repeated"])
-@pytest.mark.parametrize("blocks", ["whole", "splits"])
+@pytest.mark.parametrize(("backend", "blocks"), [("reference", "whole"), ("triton", "whole"), ("triton", "splits")])
 def test_strides(backend, layout, blocks, request, device):
     if blocks == "splits":
         request.getfixturevalue("small_blocks")
@@ -158,11 +161,10 @@ def test_strides(backend, layout, blocks, request, device):
             assert actual[0].stride() == matrix.stride()
 
 
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize(("dim", "correction"), [(0, 1), (1, 0)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend, dim, correction, device):
-    tensors = [tensor.to(device).requires_grad_() for tensor in make((5, 4), dim, torch.float64)[:3]]
+    tensors = [tensor.to(device).requires_grad_() for tensor in make((4, 3), dim, torch.float64)[:3]]
     with use_backend(backend):
         assert torch.autograd.gradcheck(lambda *t: batch_norm(*t, dim=dim, correction=correction), tensors)
 
@@ -191,12 +193,11 @@ def test_large_mean_as_accurate_as_pytorch(backend, shape, device):
         assert ours < max(2 * theirs, 1e-6)
 
 
-@pytest.mark.parametrize("row", [0, 77, 8999])
-@pytest.mark.parametrize("shape", [(9000, 8), (100, 8)])
+@pytest.mark.parametrize(("shape", "row"), [((9000, 8), 0), ((9000, 8), 8999), ((100, 8), 77)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outlier(backend, shape, row, device):
     inputs, *rest = make(shape, 0, torch.float32, mean=1000.0)
-    inputs[row % shape[0]] = 1e6
+    inputs[row] = 1e6
     exact = expected((inputs, *rest))
     assert max(errors(run(backend, device, (inputs, *rest)), exact)) < 1e-6
 
@@ -212,7 +213,7 @@ def test_narrow_column_far_from_zero(backend, device):
     assert not outputs[:, 1].any() and not variance[1].any()
 
 
-@pytest.mark.parametrize("samples", [777, 70000])
+@pytest.mark.parametrize("samples", [777, 20000])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_columns_become_their_bias(backend, samples, device):
     inputs = torch.tensor([0.1, -1e4, 1 / 3]).expand(samples, 3).to(device)
@@ -238,8 +239,8 @@ def test_no_features(backend, device):
     assert outputs.shape == (4, 0) and [gradient.numel() for gradient in gradients] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "dim"), [((50, 6), 0), ((6, 20000), 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_statistics(backend, shape, dim, dtype, device):
     inputs, weight, bias, _ = make(shape, dim, dtype, mean=4.0)
@@ -268,14 +269,14 @@ def test_nan_stays_in_its_column(small_blocks, backend, device):
         assert outputs[:, 2].isnan().all() and grad_inputs[:, 2].isnan().all()
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((40, 33), 0), ((70000, 3), 0)])
+@pytest.mark.parametrize(("shape", "dim"), [((40, 33), 0), ((20000, 3), 0)])
 def test_same_bits_in_every_run(shape, dim, device):
     tensors = make(shape, dim, torch.float32)
     first, second = (run("triton", device, tensors, dim=dim) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(40, 33), (70000, 3)])
+@pytest.mark.parametrize("shape", [(40, 33), (20000, 3)])
 def test_gradients_in_another_memory_order_give_the_same_bits(shape, device):
     """In one tile and in splits."""
     inputs, weight, bias, grad = make(shape, 0, torch.float32)
@@ -285,8 +286,7 @@ def test_gradients_in_another_memory_order_give_the_same_bits(shape, device):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("dim", "affine"), [(0, False), (1, True)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, affine, dim, device):
     inputs, weight, bias, grad = make((6, 4), dim, torch.float32, affine)

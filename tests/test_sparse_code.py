@@ -48,8 +48,7 @@ def test_equals_the_equations(backend, iterations, device):
 
 
 @pytest.mark.parametrize(("features", "atoms"), [(20, 10), (20, 20), (20, 80), (1, 3), (5, 1)])
-@pytest.mark.parametrize("sparsity", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("sparsity", "dtype"), [(0.01, torch.float64), (0.1, torch.float32), (1.0, torch.float64)])
 def test_converges_to_the_objective_of_scikit_learn(features, atoms, sparsity, dtype):
     inputs, dictionary = problem(features, atoms, dtype=dtype)
     codes = sparse_encode(inputs, dictionary, sparsity, iterations=2500)
