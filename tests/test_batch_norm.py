@@ -202,17 +202,6 @@ def test_outlier(backend, shape, row, device):
     assert max(errors(run(backend, device, (inputs, *rest)), exact)) < 1e-6
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_narrow_column_far_from_zero(backend, device):
-    """Resolving this needs the low part of the mean: the distance of two float32 neighbours is 1/16."""
-    inputs = 1e6 + torch.arange(6.0)[:, None] / 16 * torch.tensor([1.0, 0.0])
-    with use_backend(backend):
-        outputs, _, variance = batch_norm_with_statistics(inputs.to(device), eps=1e-12)
-    wanted = torch.arange(6.0, dtype=torch.float64) - 2.5
-    assert error(outputs[:, 0].cpu(), wanted / 3.5**0.5) < 1e-6
-    assert not outputs[:, 1].any() and not variance[1].any()
-
-
 @pytest.mark.parametrize("samples", [777, 20000])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_columns_become_their_bias(backend, samples, device):
@@ -307,7 +296,7 @@ def test_compiled_equals_eager(device):
 @pytest.mark.parametrize("samples", [6, 200])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_a_narrow_column_far_from_zero(small_blocks, backend, samples, device):
-    """In one tile and in splits, values and gradients need the low part of the mean."""
+    """In one tile and in splits they need the low part of the mean: two float32 neighbours are 1/16 apart."""
     generator = torch.Generator().manual_seed(samples)
     inputs = 1e6 + torch.randint(0, 7, (samples, 3), generator=generator) / 16
     weight, bias, grad = (torch.randn(*shape, generator=generator) for shape in ((3,), (3,), (samples, 3)))
@@ -353,13 +342,10 @@ MATRIX = torch.ones(4, 3)
         ((MATRIX.half(), torch.ones(3).bfloat16()), {}, TypeError, ("weight", "float16 or torch.float32", "bfloat16")),
         ((MATRIX, torch.ones(3, device="meta")), {}, ValueError, ("weight", "device", "cpu", "meta")),
         ((MATRIX,), {"dim": 2}, ValueError, ("dim", "(0, 1)", "2")),
-        ((MATRIX,), {"dim": -1}, ValueError, ("dim", "(0, 1)", "-1")),
         ((MATRIX,), {"dim": 1.0}, ValueError, ("dim", "(0, 1)", "1.0")),
         ((MATRIX,), {"correction": 2}, ValueError, ("correction", "(0, 1)", "2")),
         ((MATRIX,), {"gradient": "approximate"}, ValueError, ("gradient", "'exact', 'seed'", "approximate")),
-        ((MATRIX,), {"eps": 0.0}, ValueError, ("eps", "positive", "0.0")),
-        ((MATRIX,), {"eps": -1e-5}, ValueError, ("eps", "positive", "-1e-05")),
-        ((MATRIX,), {"eps": float("inf")}, ValueError, ("eps", "finite", "inf")),
+        ((MATRIX,), {"eps": 0.0}, ValueError, ("eps", "> 0", "0.0")),
         ((MATRIX,), {"eps": float("nan")}, ValueError, ("eps", "finite", "nan")),
         ((MATRIX,), {"eps": "small"}, TypeError, ("eps", "number", "str")),
         ((torch.ones(1, 3),), {}, ValueError, ("inputs", "dim = 0", "correction = 1", "[1, 3]")),
