@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from srm_triton.files import write_atomically
-
 SRM_SCAN_CHUNK = 16
 from srm_triton.kernels.configurations import CANDIDATES, Configuration
 
