@@ -95,6 +95,19 @@ def _surrogate(v, sharpness, RULE: tl.constexpr):
     return sharpness / spread
 
 
+@triton.jit
+def _bits(value):
+    return value.to(tl.int64 if value.dtype == tl.float64 else tl.int32, bitcast=True)
+
+
+@triton.jit
+def _mark(value, mark):
+    """The magnitude of a value, and as its sign, that of 0 and NaN too, a mark."""
+    bits = _bits(tl.abs(value))
+    sign: tl.constexpr = -(2 ** (value.dtype.primitive_bitwidth - 1))
+    return tl.where(mark, bits | sign, bits).to(value.dtype, bitcast=True)
+
+
 @triton.jit(
     do_not_specialize=[
         "steps", "neurons", "inner", "inner_reciprocal", "channels", "channels_reciprocal", "channel_stride",
@@ -219,7 +232,6 @@ def srm_scan_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
-    bits: tl.constexpr = tl.int64 if accumulator == tl.float64 else tl.int32
     # lanes behind the last neuron repeat it
     n = tl.minimum(tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), neurons - 1)
     row, column = _divide(n, inner, inner_reciprocal)
@@ -257,8 +269,8 @@ def srm_scan_backward_kernel(
                 slope = _slope(u - previous, membrane_limit)
                 trace_slopes = trace_slopes + (_slope(g, gradient_limit),)
             else:
-                slope = tl.abs(_surrogate(u - threshold, sharpness, RULE))
-            slopes = slopes + (tl.where(fired, slope, -slope),)
+                slope = _surrogate(u - threshold, sharpness, RULE)
+            slopes = slopes + (_mark(slope, ~fired),)
             if LEARN:
                 before = before + (previous,)
                 synapses = synapses + (s,)
@@ -267,7 +279,7 @@ def srm_scan_backward_kernel(
         for k in tl.static_range(CHUNK - 1, -1, -1):
             output -= inner
             valid = steps_left > k
-            fired = slopes[k].to(bits, bitcast=True) >= 0
+            fired = _bits(slopes[k]) >= 0
             w = grads[k] * tl.abs(slopes[k])
             r = tl.where(fired, 0.0, to_g)
             if RULE == 0:
