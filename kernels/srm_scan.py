@@ -251,10 +251,7 @@ def srm_scan_backward_kernel(
             valid = steps_left > k
             u = membranes[k]
             fired = u > threshold
-            if k == 0:
-                previous = start_state[0]
-            else:
-                previous = tl.where(membranes[k - 1] > threshold, 0.0, membranes[k - 1])
+            previous = start_state[0] if k == 0 else tl.where(membranes[k - 1] > threshold, 0.0, membranes[k - 1])
             if RULE == 0:
                 event = fired | (event_in_chunk == k)
                 w = tl.where(event, grads[k] * _slope(u - previous, membrane_limit), 0.0)

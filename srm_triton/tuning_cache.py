@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.files import write_atomically
+
 SRM_SCAN_CHUNK = 16
 from srm_triton.kernels.configurations import CANDIDATES, Configuration
 

@@ -8,8 +8,8 @@ import torch
 from srm_triton import data, training, tuning, tuning_cache
 from srm_triton.checks import FLOATING
 from srm_triton.commands.shared import Commands, add_cache, kernels_state, progress
-from srm_triton.tuning_cache import SRM_SCAN_CHUNK
 from srm_triton.kernels.configurations import CANDIDATES, Configuration
+from srm_triton.tuning_cache import SRM_SCAN_CHUNK
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 
