@@ -34,7 +34,7 @@ docs: $(VENV)/docs
 	$(BIN)/python -m pdoc --docformat google --output-directory build/docs srm_triton srm_triton.compat \
 	    srm_triton.ops.srm_scan srm_triton.ops.batch_norm srm_triton.ops.spiking_affine srm_triton.training \
 	    srm_triton.tuning srm_triton.tuning_cache srm_triton.ops.shrink srm_triton.ops.poisson \
-	    srm_triton.denoise srm_triton.sparse_code
+	    srm_triton.ops.sparse_linear srm_triton.denoise srm_triton.sparse_code
 
 # bench-peers installs other libraries to compare with
 bench: $(VENV)/bench

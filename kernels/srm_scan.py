@@ -82,7 +82,8 @@ def _step(state, x, constants):
 @triton.jit
 def _slope(change, limit):
     """clamp(1/change, 0, limit), the limit for −0 too."""
-    return tl.where(change >= 0.0, tl.minimum(1.0 / (change + 0.0), limit), 0.0)
+    slope = tl.minimum(1.0 / tl.where(change > 0.0, change, 1.0), limit)
+    return tl.where(change > 0.0, slope, tl.where(change == 0.0, limit, 0.0))
 
 
 @triton.jit

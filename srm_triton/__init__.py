@@ -1,15 +1,35 @@
 """Triton-accelerated PyTorch layers for the spike response model (SRM), trained from spike times."""
 
+import importlib.util
+import os
+
+if importlib.util.find_spec("srm_triton.kernels") is None:  # an installation maps kernels/ to it
+    raise ImportError(
+        "srm_triton is not installed, and in a clone its kernels lie elsewhere; run: "
+        f"pip install --editable {os.path.dirname(__path__[0])}"
+    )
+
+from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
 from srm_triton.denoise import Denoised, DenoisingState, DenoisingTrace, denoise_tv, tv_objective
 from srm_triton.initialization import calibrate_gain
-from srm_triton.layers import BatchNorm1d, SpikeAvgPool2d, SRMConv2d, SRMLinear, SRMNeuron
-from srm_triton.losses import count_loss, predict, reverse_gradient, spike_counts
+from srm_triton.layers import (
+    SpikeAvgPool2d,
+    SRMAffine,
+    SRMConv1d,
+    SRMConv2d,
+    SRMConv3d,
+    SRMLinear,
+    SRMRecurrent,
+    SRMRecurrentState,
+)
+from srm_triton.losses import count_loss, predict, spike_counts
+from srm_triton.neuron import SRMNeuron
+from srm_triton.normalization import BatchNorm1d
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.shrink import soft_threshold
-from srm_triton.ops.spiking_affine import LabelledSpikes, srm_conv2d, srm_linear
 from srm_triton.ops.srm_scan import SRMTrace, srm_scan, srm_trace
-from srm_triton.parameters import SRMParameters
+from srm_triton.parameters import SRMParameters, SRMState
 from srm_triton.regression import ConvergenceWarning, LinearRegression, MSEGradients, mse_gradients
 from srm_triton.resnet import ResNet18_2D, SpikingResNet18_2D
 from srm_triton.sparse_code import SparseRepresentation, SparseStatistics, sparse_encode, sparse_statistics
@@ -21,14 +41,19 @@ __all__ = [
     "Denoised",
     "DenoisingState",
     "DenoisingTrace",
-    "LabelledSpikes",
     "LinearRegression",
     "MSEGradients",
     "ResNet18_2D",
+    "SRMAffine",
+    "SRMConv1d",
     "SRMConv2d",
+    "SRMConv3d",
     "SRMLinear",
     "SRMNeuron",
     "SRMParameters",
+    "SRMRecurrent",
+    "SRMRecurrentState",
+    "SRMState",
     "SRMTrace",
     "SparseLinear",
     "SparseRepresentation",
@@ -41,7 +66,6 @@ __all__ = [
     "denoise_tv",
     "mse_gradients",
     "predict",
-    "reverse_gradient",
     "soft_threshold",
     "sparse_encode",
     "sparse_statistics",

@@ -16,9 +16,19 @@ from srm_triton.kernels import native
 
 Backend = Literal["auto", "reference", "native", "triton"]
 
+
+class _Block:
+    """A `use_backend` block that is entered and not yet left."""
+
+    def __init__(self, name: Backend) -> None:
+        self.name = name
+        self.thread = threading.current_thread()
+
+
 # Process-wide, like torch.backends' flags: torch.compile guards on a module's globals, so compiled models follow it.
 _override: Backend = "auto"
-_override_lock = threading.RLock()
+_blocks = [_Block("auto")]  # those not yet left, in the order they were entered; the first stands for none
+_blocks_lock = threading.RLock()  # reentrant: the garbage collector may end a block anywhere
 
 
 @contextlib.contextmanager
@@ -26,7 +36,8 @@ def use_backend(name: Backend) -> Iterator[None]:
     """Chooses the implementation of every srm_triton operation within a `with` block.
 
     The choice is made when an operation runs forward; its backward uses the same one. It holds for the whole process,
-    so a second thread that asks for an override at the same time gets an error.
+    so a second thread that asks for an override at the same time gets an error. Blocks of coroutines and generators may
+    end in any order: of those that have not, the one entered last counts.
 
     Args:
         name: ``"auto"``, what is fastest: Triton for GPU tensors, for CPU tensors the C library where it was built and
@@ -46,14 +57,18 @@ def use_backend(name: Backend) -> Iterator[None]:
     global _override
     if name not in get_args(Backend):
         raise ValueError(f"name must be one of {get_args(Backend)}, got {name!r}")
-    if not _override_lock.acquire(blocking=False):
-        raise RuntimeError("use_backend is active in another thread; it holds for the whole process")
-    previous, _override = _override, name
+    block = _Block(name)
+    with _blocks_lock:
+        if len(_blocks) > 1 and _blocks[-1].thread is not block.thread:
+            raise RuntimeError("use_backend is active in another thread; it holds for the whole process")
+        _blocks.append(block)
+        _override = _blocks[-1].name
     try:
         yield
     finally:
-        _override = previous
-        _override_lock.release()
+        with _blocks_lock:
+            _blocks.remove(block)
+            _override = _blocks[-1].name
 
 
 def requested_backend() -> Backend:

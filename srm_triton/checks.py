@@ -1,10 +1,12 @@
 """Argument checks: each error names the argument, what was given and what is allowed."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from srm_triton.functions import transforms_active
 from srm_triton.kernels.layout import accumulator_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -77,7 +79,7 @@ def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> 
 
 
 def check_number(name: str, value: Any, smallest: float, *, whole: bool = False, above: bool = False) -> None:
-    """Checks that `value` is a finite number, or with `whole` an integer, at least `smallest` (with `above`, more).
+    """Checks that `value` is a finite number, or with `whole` an int64, at least `smallest` (with `above`, more).
 
     Raises:
         TypeError: for another type.
@@ -87,8 +89,9 @@ def check_number(name: str, value: Any, smallest: float, *, whole: bool = False,
         raise TypeError(
             f"{name} must be {'an int' if whole else 'a number'}, got {value!r} of type {type(value).__name__}"
         )
-    if not smallest <= value < float("inf") or (above and value == smallest):
-        raise ValueError(f"{name} must be finite and {'>' if above else '≥'} {smallest}, got {value}")
+    if not smallest <= value < (2**63 if whole else math.inf) or (above and value == smallest):
+        largest = "below 2**63" if whole and value >= 2**63 else "finite"
+        raise ValueError(f"{name} must be {largest} and {'>' if above else '≥'} {smallest}, got {value}")
 
 
 def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -101,19 +104,19 @@ def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
-def check_pair(name: str, value: Any, smallest: int) -> tuple[int, int]:
-    """Returns an int or a pair of them as a pair (height, width).
+def check_sizes(name: str, value: Any, smallest: int, axes: tuple[str, ...] = ("height", "width")) -> tuple[int, ...]:
+    """Returns an int, or a tuple of one for each axis, as such a tuple.
 
     Raises:
         TypeError: for anything else.
         ValueError: for an int below `smallest`.
     """
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"{name} must be an int or a pair of them (height, width), got {value!r}")
-    for size in pair:
+    sizes = (value,) * len(axes) if isinstance(value, int) else value
+    if not isinstance(sizes, (tuple, list)) or len(sizes) != len(axes):
+        raise TypeError(f"{name} must be an int or a tuple of them ({', '.join(axes)}), got {value!r}")
+    for size in sizes:
         check_number(name, size, smallest, whole=True)
-    return pair[0], pair[1]
+    return tuple(sizes)
 
 
 def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> None:
@@ -132,7 +135,7 @@ def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int
         raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
     if labels.device != reference.device:
         raise ValueError(f"labels must be on the device of {reference_name}, {reference.device}, got {labels.device}")
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(labels):
+    if torch.compiler.is_compiling() or transforms_active():
         return
     if labels.device.type == "cpu" and batch:
         low, high = int(labels.min()), int(labels.max())

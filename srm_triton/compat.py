@@ -1,7 +1,8 @@
 """The published names and signatures, for code that was written for them: change the import, and it runs.
 
-Results are the published ones, the gradient of the weight normalisation included, which divides by M where its own
-forward divides by M − 1. Two things differ: a neuron that never fires gets exact zeros, where the published kernels
+Results are the published ones, up to rounding, and so is the sign: layers hand on ∂L/∂(spike time), so a loss on spikes
+needs its gradient reversed where the network ends, as the published losses do. The gradient of the weight normalisation is
+the published one too, which divides by M where its own forward divides by M − 1. Two things differ: a neuron that never fires gets exact zeros, where the published kernels
 read past the end of their tables; and arguments are checked. For new code use `srm_triton.SRMLinear` and its siblings.
 """
 
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.checks import check_size, check_tensor
-from srm_triton.functions import Gradients, once_differentiable
+from srm_triton.functions import Function, Gradients, once_differentiable
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
-from srm_triton.ops.spiking_affine import srm_conv2d, srm_linear
 from srm_triton.ops.srm_scan import srm_trace
 from srm_triton.parameters import SRMParameters
 
 __all__ = ["BN1dBackward", "BN1dForward", "srmConv2d", "srmLinear", "srmLinearFunc", "srmNeuronFunc"]
 
 _TIME_GRADIENT_SCALE = 0.85
+_GRADIENT_SLOPE_LIMIT = 123456789.0
 
 
 def BN1dForward(
@@ -123,7 +125,7 @@ class srmNeuronFunc:
         next_spike = torch.where(follows, next_spike, time)
         precise = torch.promote_types(grad_out.dtype, torch.float32)
         w = (-1 / delta_u.to(precise)).clamp(-4, 0) * grad_out
-        v = (-1 / delta_ut.to(precise)).clamp(-SRMParameters().gradient_slope_limit, 0) * grad_out
+        v = (-1 / delta_ut.to(precise)).clamp(-_GRADIENT_SLOPE_LIMIT, 0) * grad_out
         distance = next_spike - time
         grad_w = torch.where(follows, w.gather(1, next_spike) * epsw.to(w)[distance], 0)
         grad_t = torch.where(follows, v.gather(1, next_spike) * epst.to(v)[distance], 0)
@@ -180,6 +182,22 @@ class srmLinearFunc(torch.autograd.Function):
         return grad_inputs, grad_weight, grad_bn_weight, grad_bn_bias, *[None] * 7
 
 
+class _PublishedSign(Function):
+    """A weight whose gradient is of opposite sign, as it is where ∂L/∂(spike time) is handed on."""
+
+    @staticmethod
+    def forward(weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return -grad
+
+
 class _SeedLayer(nn.Module):
     """Weight, normalisation and constants under their published names; runs on this package's operations."""
 
@@ -206,11 +224,12 @@ class _SeedLayer(nn.Module):
         return SRMParameters(self.taum, self.taus, self.taug, self.v_th)
 
     def _effective_weight(self) -> Tensor:
-        if self.bn_weight is None:
-            return self.weight
-        eps = float(self.eps)
-        rows = batch_norm(self.weight.flatten(1), self.bn_weight, self.bn_bias, dim=1, eps=eps, gradient="seed")
-        return rows.view_as(self.weight)
+        weight = self.weight
+        if self.bn_weight is not None:
+            rows = self.weight.flatten(1), self.bn_weight, self.bn_bias
+            weight = batch_norm(*rows, dim=1, eps=float(self.eps), gradient="seed").view_as(weight)
+        published: Tensor = _PublishedSign.apply(weight)
+        return published
 
 
 class srmLinear(_SeedLayer):

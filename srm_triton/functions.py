@@ -1,7 +1,6 @@
 """Autograd functions that give a first gradient only, for autograd and for the transforms of `torch.func`."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def transforms_active() -> bool:
-    """Whether the caller runs within a transform of `torch.func`, such as `vmap`, for which PyTorch has no public name."""
+    """Whether a transform of `torch.func` (`vmap`, `grad`, …) is running; PyTorch has no public name for it."""
     return torch._C._are_functorch_transforms_active()
 
 
@@ -30,12 +29,6 @@ class Function(torch.autograd.Function):
             return super().apply(*arguments)
         # PyTorch would first bind the arguments to their names, a fifth of the time of a small layer
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context in which products keep the precision of their factors, on the tensor's device."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
 
 
 def keep_results(ctx: Any, results: tuple[Tensor, ...]) -> None:

@@ -1,135 +1,263 @@
-"""Spiking layers as `torch.nn` modules; the mathematics is in `srm_triton.ops`."""
+"""Spiking layers as `torch.nn` modules: an affine map and SRM neurons behind it; the mathematics is elsewhere."""
 
-from typing import Any, overload
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton.checks import check_number, check_pair, check_tensor, time_axes
-from srm_triton.functions import Function
-from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
-from srm_triton.ops.spiking_affine import LabelledSpikes, srm_conv2d, srm_linear
-from srm_triton.ops.srm_scan import srm_scan
-from srm_triton.parameters import SRMParameters, check_parameters
+from srm_triton.affine import (
+    Convolution,
+    InputGradient,
+    Linear,
+    Map,
+    ModuleMap,
+    Rules,
+    map_inputs,
+    prepare_inputs,
+)
+from srm_triton.checks import check_number, check_size, check_sizes, check_tensor, time_axes
+from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.neuron import SRMNeuron
+from srm_triton.ops.batch_norm import batch_norm
+from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient
+from srm_triton.parameters import SRMParameters, SRMState
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class SRMNeuron(nn.Module):
-    """SRM neurons alone: input current in, spikes out.
+class LayerOptions(TypedDict, total=False):
+    """What every spiking layer takes by name, with the meaning and the defaults of `SRMLayer`."""
 
-    The gradient with respect to the current is the weight path of the event-driven rule. It is right for the weights of
-    whatever stands directly before the neurons (an affine map, a normalisation). It is not the gradient with respect to
-    earlier spike times: an `nn.Linear` between two `SRMNeuron`s would pass the weight path on to the spikes before it.
-    `SRMLinear` and `SRMConv2d` keep the two paths apart; stack those.
-
-    Args:
-        parameters: constants of the neurons; None stands for `SRMParameters()`.
-        batch_first: False for [time, batch, ...].
-
-    Shape:
-        [batch, time, ...] to the same.
-
-    Example:
-        >>> SRMNeuron()(torch.full((1, 5, 3), 1.5)).sum(1)
-        tensor([[2., 2., 2.]])
-    """
-
-    def __init__(self, parameters: SRMParameters | None = None, *, batch_first: bool = True) -> None:
-        super().__init__()
-        self.neuron = check_parameters(parameters)
-        self.batch_first = batch_first
-
-    def forward(self, current: Tensor) -> Tensor:
-        """Returns the spikes of `srm_scan`."""
-        return srm_scan(current, self.neuron, batch_first=self.batch_first)
-
-    def extra_repr(self) -> str:
-        """The constants, as the module prints them."""
-        return f"{self.neuron}, batch_first={self.batch_first}"
+    learn: Iterable[str]
+    gradient: Gradient
+    surrogate: Surrogate
+    output: bool
+    input_gradient: InputGradient
+    time_gradient_scale: float
+    batch_first: bool
 
 
 class SRMLayer(nn.Module):
-    """What `SRMLinear` and `SRMConv2d` share: a weight, its normalisation over the fan-in, constants of the neurons."""
+    """What spiking layers share: neurons behind an affine map.
+
+    Args:
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        learn: which of them are learned, a value for each channel: any of ``"threshold"``, ``"tau_m"``, ``"tau_s"``.
+        gradient: ``"event"``, the rule for spike times, or ``"surrogate"``, backpropagation through time.
+        surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
+        output: True for a layer whose spikes a loss looks at: in the backward of the event rule, its silent neurons
+            count as firing once, so that they learn.
+        input_gradient: what inputs receive from the event rule: ``"time"``, for spikes, the gradient with respect to
+            their times; ``"value"``, for what ordinary layers computed, such as an encoder, the derivative.
+        time_gradient_scale: factor on the gradient to the inputs' spike times.
+        batch_first: False for [time, batch, ...].
+
+    Attributes:
+        neuron: an `SRMNeuron` with the constants.
+
+    Raises:
+        TypeError: for values of another type.
+        ValueError: for sizes below 1 or another option.
+    """
+
+    neuron: SRMNeuron
+    norm_weight: nn.Parameter | None
+
+    def _add_neurons(
+        self,
+        channels: int | None,
+        parameters: SRMParameters | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        learn: Iterable[str] = (),
+        gradient: Gradient = "event",
+        surrogate: Surrogate = "arctan",
+        output: bool = False,
+        input_gradient: InputGradient = "time",
+        time_gradient_scale: float = 0.85,
+        batch_first: bool = True,
+    ) -> None:
+        """Makes a spiking layer of a module."""
+        self.rules = Rules(gradient, surrogate, output, input_gradient, time_gradient_scale)
+        self.batch_first = batch_first
+        self.neuron = SRMNeuron(
+            parameters,
+            learn=learn,
+            channels=channels,
+            gradient=gradient,
+            surrogate=surrogate,
+            output=output,
+            batch_first=batch_first,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
+        """Inputs that are checked and padded, the map, and what it is made of."""
+        raise NotImplementedError
+
+    def forward(
+        self, inputs: Tensor, state: SRMState | None = None, *, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, SRMState]:
+        """Returns spikes, and with `return_state` the state of the neurons after the last step.
+
+        Args:
+            inputs: spikes or values; bool and integer events too, which receive no gradient.
+            state: what the neurons begin with, each tensor as the spikes without time; None for 0.
+            return_state: whether to return the state too.
+        """
+        inputs, affine, tensors = self._map(inputs)
+        current, earlier = map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
+        return self.neuron.scan(current, earlier, state, return_state)  # type: ignore[no-any-return]
+
+
+class SRMAffine(SRMLayer):
+    """SRM neurons behind any module that is affine in its inputs.
+
+    Such as `nn.ConvTranspose2d`, or a convolution with hooks, pruning or parametrizations of its own: the module is
+    called as it is. Its parameters receive the weight path, its inputs the time path through its transpose, for which
+    the backward runs the module once more.
+
+    Args:
+        affine: maps [samples, ...] to [samples, channels, ...]; not checked to be affine.
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        channels: number of them; None for what the module says (`out_features` or `out_channels`).
+        **options: as in `SRMLayer`.
+
+    Shape:
+        [batch, time, ...] to [batch, time, channels, ...].
+
+    Raises:
+        TypeError: if `affine` is no module.
+        ValueError: as `SRMLayer`.
+
+    Example:
+        >>> SRMAffine(nn.ConvTranspose2d(2, 3, 2, stride=2))(torch.rand(1, 8, 2, 4, 4)).shape
+        torch.Size([1, 8, 3, 8, 8])
+    """
 
     def __init__(
         self,
-        weight_shape: tuple[int, ...],
-        parameters: SRMParameters | None,
-        weight_norm: bool,
-        eps: float,
-        time_gradient_scale: float,
-        batch_first: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        affine: nn.Module,
+        parameters: SRMParameters | None = None,
+        *,
+        channels: int | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        if min(weight_shape) < 1:
-            raise ValueError(f"the sizes of the weight must be positive, got {list(weight_shape)}")
-        fan_in = torch.Size(weight_shape[1:]).numel()
+        if not isinstance(affine, nn.Module):
+            raise TypeError(f"affine must be a torch.nn.Module, got {type(affine).__name__}")
+        if channels is None:
+            channels = getattr(affine, "out_features", getattr(affine, "out_channels", None))
+        first = next(affine.parameters(), torch.empty(0))
+        self.affine = affine
+        self.norm_weight = None
+        self._add_neurons(channels, parameters, first.device, first.dtype, **options)
+
+    def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
+        named = dict(self.affine.named_parameters())
+        dtype = next((tensor.dtype for tensor in named.values()), torch.get_default_dtype())
+        inputs = prepare_inputs(inputs, dtype, time_axes(self.batch_first, "..."))
+        by_inputs = isinstance(self.affine, CONVOLUTIONS)
+        return inputs, ModuleMap(self.affine, tuple(named), by_inputs), tuple(named.values())
+
+
+class WeightedLayer(SRMLayer):
+    """What spiking layers with a weight of their own share: its normalisation over each output's fan-in.
+
+    Args:
+        weight_norm: whether each channel's weights are normalised to mean `norm_bias` (0 at first) and standard
+            deviation `norm_weight` (1 at first), two learned vectors. None, the default, for a fan-in of 3 or more:
+            of one or two weights it would leave nothing to learn but the gain.
+        eps: added to the variance in the normalisation.
+
+    Attributes:
+        weight: the weight before the normalisation.
+        norm_weight: gain of each channel; None without normalisation.
+        norm_bias: offset of each channel; None without normalisation.
+
+    Raises:
+        ValueError: for `weight_norm` with a fan-in of 1.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def _add_norm(self, weight_norm: bool | None = None, eps: float = 1e-5) -> None:
+        check_number("eps", eps, 0, above=True)
+        fan_in = self.weight[0].numel()
         if weight_norm and fan_in < 2:
             raise ValueError(f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False")
-        check_number("eps", eps, 0, above=True)
-        check_number("time_gradient_scale", time_gradient_scale, 0)
-        self.neuron = check_parameters(parameters)
         self.eps = eps
-        self.time_gradient_scale = time_gradient_scale
-        self.batch_first = batch_first
-        self.weight = nn.Parameter(torch.empty(weight_shape, device=device, dtype=dtype))
-        channels = weight_shape[0]
-        self.norm_weight: nn.Parameter | None = None
-        self.norm_bias: nn.Parameter | None = None
-        if weight_norm:
-            self.norm_weight = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
-            self.norm_bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.narrow = weight_norm is None and fan_in < 3
+        self.norm_weight = self.norm_bias = None
+        if weight_norm or (weight_norm is None and not self.narrow):
+            self.norm_weight, self.norm_bias = (nn.Parameter(self.weight.new_empty(len(self.weight))) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets an orthogonal weight, gains of 1 and offsets of 0."""
-        exact = torch.promote_types(self.weight.dtype, torch.float32)  # the decomposition knows no half precision
-        with torch.no_grad():
-            self.weight.copy_(nn.init.orthogonal_(torch.empty_like(self.weight, dtype=exact)))
-        if self.norm_weight is not None and self.norm_bias is not None:
-            nn.init.ones_(self.norm_weight)
-            nn.init.zeros_(self.norm_bias)
+        """Sets an orthogonal weight, gains of 1 and offsets of 0.
+
+        A weight that is not normalised because its fan-in is 1 or 2 starts with the deviation that the others get, 1.
+        """
+        if "neuron" not in self._modules:  # torch's module calls it before the layer is complete
+            return
+        _initialise(self.weight, nn.init.normal_ if self.narrow else nn.init.orthogonal_)
+        for vector, value in ((self.norm_weight, 1.0), (self.norm_bias, 0.0), (self.bias, 0.0)):
+            if vector is not None:
+                nn.init.constant_(vector, value)
 
     def effective_weight(self) -> Tensor:
-        """The weight that the layer applies: normalised over each output's fan-in, or the raw one."""
-        if self.norm_weight is None:
-            return self.weight
-        rows = self.weight.flatten(1)
-        return batch_norm(rows, self.norm_weight, self.norm_bias, dim=1, eps=self.eps).view_as(self.weight)
+        """The weight that the layer applies: normalised over each output's fan-in, or the raw one; pruned ones are 0."""
+        return self._normalised("weight", self.norm_weight, self.norm_bias)
+
+    def _normalised(self, name: str, gain: Tensor | None, offset: Tensor | None) -> Tensor:
+        weight: Tensor = getattr(self, name)
+        if gain is None:
+            return weight
+        rows = batch_norm(weight.flatten(1), gain, offset, dim=1, eps=self.eps).view_as(weight)
+        mask = getattr(self, f"{name}_mask", None)  # of torch.nn.utils.prune
+        return rows if mask is None else rows * mask
 
     def extra_repr(self) -> str:
-        """Sizes and constants, as the module prints them."""
-        return (
-            f"weight={list(self.weight.shape)}, {self.neuron}, weight_norm={self.norm_weight is not None}, "
-            f"time_gradient_scale={self.time_gradient_scale}, batch_first={self.batch_first}"
-        )
+        """Sizes and options, as the module prints them."""
+        options = f"weight_norm={self.norm_weight is not None}, input_gradient={self.rules.input_gradient}"
+        return f"{super().extra_repr()}, {options}"
 
 
-class SRMLinear(SRMLayer):
-    """A fully connected layer of SRM neurons, trained from spike times.
+def _initialise(weight: Tensor, initialise: Any) -> None:
+    exact = torch.promote_types(weight.dtype, torch.float32)  # the decomposition knows no half precision
+    with torch.no_grad():
+        weight.copy_(initialise(torch.empty_like(weight, dtype=exact)))
+
+
+class SRMLinear(WeightedLayer, nn.Linear):
+    """A fully connected layer of SRM neurons.
 
     Args:
         in_features: size of each input.
         out_features: number of neurons.
         parameters: constants of the neurons; None stands for `SRMParameters()`.
-        weight_norm: whether each neuron's weights are normalised to mean `norm_bias` (0 at first) and standard
-            deviation `norm_weight` (1 at first), two learned vectors.
-        eps: added to the variance in the normalisation.
-        time_gradient_scale: factor on the gradient to the inputs' spike times.
-        batch_first: False for [time, batch, ...].
+        bias: whether the current has a learned bias.
+        weight_norm: as in `WeightedLayer`.
+        eps: as in `WeightedLayer`.
         device: of the parameters, as in `torch.nn.Linear`.
         dtype: of the parameters.
+        **options: as in `SRMLayer`.
 
     Shape:
         [batch, time, in_features] to [batch, time, out_features].
 
     Raises:
-        ValueError: for sizes below 1, or `weight_norm` with a single input.
+        TypeError: as `SRMLayer`.
+        ValueError: as `WeightedLayer`.
 
     Example:
-        >>> layer = SRMLinear(64, 10)
+        >>> layer = SRMLinear(64, 10, output=True)
         >>> layer(torch.rand(2, 8, 64)).shape
         torch.Size([2, 8, 10])
     """
@@ -140,59 +268,133 @@ class SRMLinear(SRMLayer):
         out_features: int,
         parameters: SRMParameters | None = None,
         *,
-        weight_norm: bool = True,
+        bias: bool = False,
+        weight_norm: bool | None = None,
         eps: float = 1e-5,
-        time_gradient_scale: float = 0.85,
-        batch_first: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        shape = (out_features, in_features)
-        super().__init__(shape, parameters, weight_norm, eps, time_gradient_scale, batch_first, device, dtype)
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            check_number(name, size, 1, whole=True)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._add_neurons(out_features, parameters, device, dtype, **options)
+        self._add_norm(weight_norm, eps)
 
-    @overload
-    def forward(self, inputs: Tensor) -> Tensor: ...
-
-    @overload
-    def forward(self, inputs: Tensor, labels: Tensor) -> LabelledSpikes: ...
-
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor | LabelledSpikes:
-        """Returns spikes, or with `labels` (int64 [batch], an output layer in training) `LabelledSpikes`."""
-        outputs: Tensor | LabelledSpikes = srm_linear(
-            inputs,
-            self.effective_weight(),
-            self.neuron,
-            labels=labels,
-            time_gradient_scale=self.time_gradient_scale,
-            batch_first=self.batch_first,
-        )
-        return outputs
+    def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
+        inputs = prepare_inputs(inputs, self.weight.dtype, time_axes(self.batch_first, "in_features"))
+        check_size("inputs", inputs, 2, self.in_features, "in_features")
+        return inputs, Linear(), (self.effective_weight(), self.bias)
 
 
-class SRMConv2d(SRMLayer):
-    """A 2-D convolution with SRM neurons at every output position, trained from spike times.
+class _SRMConvolution(WeightedLayer):
+    """What the convolutions share; the class of `torch.nn` beside it holds the sizes."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    in_channels: int
+    padding_mode: str
+    SPACE: tuple[str, ...]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        parameters: SRMParameters | None = None,
+        *,
+        bias: bool = False,
+        padding_mode: str = "zeros",
+        weight_norm: bool | None = None,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            check_number(name, size, 1, whole=True)
+        windows = (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0))
+        sizes = [
+            value if isinstance(value, str) else check_sizes(name, value, smallest, self.SPACE)
+            for name, value, smallest in (*windows, ("dilation", dilation, 1))
+        ]
+        super().__init__(
+            in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype  # type: ignore[call-arg]
+        )  # fmt: skip
+        self._add_neurons(out_channels, parameters, device, dtype, **options)
+        self._add_norm(weight_norm, eps)
+
+    def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
+        axes = time_axes(self.batch_first, f"in_channels, {', '.join(self.SPACE)}")
+        inputs = prepare_inputs(inputs, self.weight.dtype, axes)
+        check_size("inputs", inputs, 2, self.in_channels, "in_channels")
+        padding, pads = self._paddings()
+        if pads:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            inputs = F.pad(inputs.flatten(0, 1), pads, mode).unflatten(0, inputs.shape[:2])
+        convolution = Convolution(self.stride, padding, self.dilation, self.groups)
+        return inputs, convolution, (self.effective_weight(), self.bias)
+
+    def _paddings(self) -> tuple[tuple[int, ...], list[int]]:
+        """The zeros that the convolution adds on both sides, and what `F.pad` adds where sides or values differ."""
+        if isinstance(self.padding, str):
+            spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            sides = [(span // 2, span - span // 2) if self.padding == "same" else (0, 0) for span in spans]
+        else:
+            sides = [(padding, padding) for padding in self.padding]
+        if self.padding_mode == "zeros" and all(before == after for before, after in sides):
+            return tuple(before for before, _ in sides), []
+        return (0,) * len(sides), [side for both in reversed(sides) for side in both]
+
+
+class SRMConv1d(_SRMConvolution, nn.Conv1d):
+    """A 1-D convolution with SRM neurons at every output position; arguments as those of `SRMConv2d`.
+
+    Shape:
+        [batch, time, in_channels, length] to [batch, time, out_channels, out_length].
+
+    Example:
+        >>> SRMConv1d(3, 4, 5, padding="same")(torch.rand(2, 8, 3, 20)).shape
+        torch.Size([2, 8, 4, 20])
+    """
+
+    SPACE = ("length",)
+
+
+class SRMConv2d(_SRMConvolution, nn.Conv2d):
+    """A 2-D convolution with SRM neurons at every output position.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: an int or a pair (height, width), as the three below.
         stride: step of the kernel.
-        padding: zeros around the input; ``"valid"`` for none, ``"same"`` (stride 1) for an output of the input's size.
+        padding: what stands around the input; ``"valid"`` for nothing, ``"same"`` (stride 1) for an output of the
+            input's size.
         dilation: spacing of the kernel's elements.
         groups: number of blocks that input and output channels are split into.
         parameters: constants of the neurons; None stands for `SRMParameters()`.
-        weight_norm: as in `SRMLinear`, over a channel's whole kernel.
-        eps: added to the variance in the normalisation.
-        time_gradient_scale: factor on the gradient to the inputs' spike times.
-        batch_first: False for [time, batch, ...].
+        bias: whether the current has a learned bias.
+        padding_mode: as in `torch.nn.Conv2d`.
+        weight_norm: as in `WeightedLayer`, over a channel's whole kernel.
+        eps: as in `WeightedLayer`.
         device: of the parameters, as in `torch.nn.Conv2d`.
         dtype: of the parameters.
+        **options: as in `SRMLayer`.
 
     Shape:
         [batch, time, in_channels, height, width] to [batch, time, out_channels, out_height, out_width].
 
     Raises:
-        ValueError: for channels that `groups` does not divide, or `weight_norm` with a single weight for each neuron.
+        TypeError: as `SRMLayer`.
+        ValueError: as `WeightedLayer` and `torch.nn.Conv2d`.
 
     Example:
         >>> layer = SRMConv2d(1, 4, 3, padding="same")
@@ -200,76 +402,120 @@ class SRMConv2d(SRMLayer):
         torch.Size([2, 8, 4, 6, 6])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        parameters: SRMParameters | None = None,
-        *,
-        weight_norm: bool = True,
-        eps: float = 1e-5,
-        time_gradient_scale: float = 0.85,
-        batch_first: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        if groups < 1 or in_channels % groups or out_channels % groups:
+    SPACE = ("height", "width")
+
+
+class SRMConv3d(_SRMConvolution, nn.Conv3d):
+    """A 3-D convolution with SRM neurons at every output position; arguments as those of `SRMConv2d`.
+
+    Shape:
+        [batch, time, in_channels, depth, height, width] to [batch, time, out_channels, out_depth, out_height, …].
+
+    Example:
+        >>> SRMConv3d(1, 2, 3)(torch.rand(2, 8, 1, 4, 5, 6)).shape
+        torch.Size([2, 8, 2, 2, 3, 4])
+    """
+
+    SPACE = ("depth", "height", "width")
+
+
+class SRMRecurrentState(NamedTuple):
+    """What an `SRMRecurrent` layer carries from one step to the next."""
+
+    neurons: SRMState
+    """State of the neurons, each [batch, out_features]."""
+    spikes: Tensor
+    """Spikes of the last step, [batch, out_features]."""
+
+
+class SRMRecurrent(SRMLinear):
+    """A fully connected layer whose neurons also receive the layer's own spikes, a step later.
+
+        current[t] = W·inputs[t] + R·spikes[t − 1]
+
+    Both weights receive the weight path, inputs and spikes of the step before the time path (or, with the surrogate
+    gradient, the one path there is). R is normalised as W is, with `recurrent_norm_weight` 1/√out_features at first, so
+    that its rows begin with length 1. Time passes in a loop of single steps.
+
+    Args:
+        in_features: size of each input.
+        out_features: number of neurons.
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        bias: whether the current has a learned bias.
+        weight_norm: as in `WeightedLayer`, for both weights.
+        eps: as in `WeightedLayer`.
+        device: of the parameters.
+        dtype: of the parameters.
+        **options: as in `SRMLayer`, but for ``output=True``.
+
+    Shape:
+        [batch, time, in_features] to [batch, time, out_features].
+
+    Raises:
+        TypeError: as `SRMLinear`, or for another state than `SRMRecurrentState`.
+        ValueError: as `SRMLinear`, or for ``output=True``, as it is not known at a step whether a neuron stays silent.
+
+    Example:
+        >>> layer = SRMRecurrent(6, 4)
+        >>> spikes, state = layer(torch.rand(2, 8, 6), return_state=True)
+        >>> spikes.shape, layer(torch.rand(2, 1, 6), state).shape
+        (torch.Size([2, 8, 4]), torch.Size([2, 1, 4]))
+    """
+
+    def __init__(self, in_features: int, out_features: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(in_features, out_features, *arguments, **options)
+        if self.rules.output:
             raise ValueError(
-                f"groups must divide in_channels and out_channels, got {groups} for {in_channels} and {out_channels}"
+                "output must be False for SRMRecurrent, got True; let an SRMLinear(…, output=True) follow it"
             )
-        kernel = check_pair("kernel_size", kernel_size, 1)
-        shape = (out_channels, in_channels // groups, *kernel)
-        super().__init__(shape, parameters, weight_norm, eps, time_gradient_scale, batch_first, device, dtype)
-        self.stride = check_pair("stride", stride, 1)
-        self.dilation = check_pair("dilation", dilation, 1)
-        self.groups = groups
-        self.padding, self.uneven_padding = _resolve_padding(padding, kernel, self.stride, self.dilation)
+        self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
+        self.recurrent_norm_weight = self.recurrent_norm_bias = None
+        if self.norm_weight is not None and out_features > 2:
+            self.recurrent_norm_weight = nn.Parameter(torch.empty_like(self.norm_weight))
+            self.recurrent_norm_bias = nn.Parameter(torch.empty_like(self.norm_weight))
+        self.reset_parameters()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Returns the spikes of `srm_conv2d`."""
-        if any(self.uneven_padding):
-            check_tensor("inputs", inputs, time_axes(self.batch_first, "in_channels, height, width"))
-            inputs = F.pad(inputs, self.uneven_padding)
-        return srm_conv2d(
-            inputs,
-            self.effective_weight(),
-            self.neuron,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            time_gradient_scale=self.time_gradient_scale,
-            batch_first=self.batch_first,
-        )
+    def reset_parameters(self) -> None:
+        """As in the other layers, for both weights."""
+        super().reset_parameters()
+        if "recurrent_weight" not in self._parameters:
+            return
+        _initialise(self.recurrent_weight, nn.init.orthogonal_)
+        if self.recurrent_norm_weight is not None and self.recurrent_norm_bias is not None:
+            nn.init.constant_(self.recurrent_norm_weight, self.out_features**-0.5)
+            nn.init.zeros_(self.recurrent_norm_bias)
 
-    def extra_repr(self) -> str:
-        """Sizes and constants, as the module prints them."""
-        convolution = f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
-        return f"{super().extra_repr()}, {convolution}"
+    def effective_recurrent_weight(self) -> Tensor:
+        """The weight that the layer applies to its own spikes."""
+        return self._normalised("recurrent_weight", self.recurrent_norm_weight, self.recurrent_norm_bias)
 
-
-def _resolve_padding(
-    padding: int | tuple[int, int] | str,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """Returns the padding on both sides of (height, width), and what `F.pad` must add where the sides differ."""
-    if padding == "same":
-        if stride != (1, 1):
-            raise ValueError(f'padding="same" needs stride 1, got {stride}')
-        height, width = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-        return (height // 2, width // 2), (0, width % 2, 0, height % 2)
-    if padding == "valid":
-        padding = 0
-    if isinstance(padding, str):
-        raise ValueError(f'padding must be an int, a pair, "valid" or "same", got {padding!r}')
-    return check_pair("padding", padding, 0), (0, 0, 0, 0)
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, SRMRecurrentState]:
+        """Returns spikes, and with `return_state` an `SRMRecurrentState`; arguments as in the other layers."""
+        if state is not None and not isinstance(state, SRMRecurrentState):
+            raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")
+        time_axis = 1 if self.batch_first else 0
+        inputs, affine, tensors = self._map(inputs)
+        current, earlier = map_inputs(inputs, affine, tensors, self.rules, time_axis)
+        recurrent = self.effective_recurrent_weight(), None
+        rules = replace(self.rules, input_gradient="time")
+        neurons, last = (None, None) if state is None else (state.neurons, state.spikes.unsqueeze(time_axis))
+        spikes = [current.new_empty(0)] * 0
+        for t in range(current.shape[time_axis]):
+            x, times = current.narrow(time_axis, t, 1), None if earlier is None else earlier.narrow(time_axis, t, 1)
+            if last is not None:
+                own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
+                x = x + own
+                times = own_times if times is None else times if own_times is None else times + own_times
+            last, neurons = self.neuron.scan(x, times, neurons, True)
+            spikes.append(last)
+        outputs = torch.cat(spikes, time_axis) if spikes else torch.empty_like(current)
+        if not return_state:
+            return outputs
+        if last is None:
+            raise ValueError(f"inputs must have at least one step to return a state, got {list(inputs.shape)}")
+        return outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))
 
 
 class _ShareByActivity(Function):
@@ -282,29 +528,32 @@ class _ShareByActivity(Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (average,) = ctx.saved_tensors
-        return torch.where(average == 0, 0, grad / average)
+    @once_differentiable("SpikeAvgPool2d")
+    def backward(ctx: Any, saved: tuple[Tensor], grad: Tensor) -> Gradients:
+        (average,) = saved
+        return (torch.where(average == 0, 0, grad / average),)
 
 
 class SpikeAvgPool2d(nn.Module):
     """Average pooling that keeps the sum of a window's gradients to spike times.
 
-    The forward is `torch.nn.functional.avg_pool2d`. The backward divides the gradient by the output (0 where that is
-    0), so that the spikes of a window share the whole of it instead of the fraction that a plain average hands back.
-    Source: the code of Zhu et al., NeurIPS 2022.
+    The forward is `torch.nn.functional.avg_pool2d`. With the event rule the backward divides the gradient by the output
+    (0 where that is 0), so that the spikes of a window share the whole of it instead of the fraction that a plain
+    average hands back. Source: the code of Zhu et al., NeurIPS 2022. With the surrogate gradient it is plain.
 
     Args:
         kernel_size: an int or a pair (height, width), as the two below.
         stride: step of the window; None stands for `kernel_size`.
         padding: zeros around the input.
+        gradient: ``"event"`` or ``"surrogate"``, as in the layers around it.
 
     Shape:
         [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
         width.
 
     Raises:
-        ValueError: for inputs of another rank.
+        TypeError: for windows that are neither an int nor a pair.
+        ValueError: for inputs of another rank, or another `gradient`.
 
     Example:
         >>> SpikeAvgPool2d(2)(torch.ones(1, 3, 1, 4, 4)).shape
@@ -316,68 +565,24 @@ class SpikeAvgPool2d(nn.Module):
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] | None = None,
         padding: int | tuple[int, int] = 0,
+        *,
+        gradient: Gradient = "event",
     ) -> None:
         super().__init__()
-        self.kernel_size = check_pair("kernel_size", kernel_size, 1)
-        self.stride = self.kernel_size if stride is None else check_pair("stride", stride, 1)
-        self.padding = check_pair("padding", padding, 0)
+        self.kernel_size = check_sizes("kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else check_sizes("stride", stride, 1)
+        self.padding = check_sizes("padding", padding, 0)
+        check_gradient(gradient, "arctan")
+        self.gradient = gradient
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the averages of the windows."""
         check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
         images = F.avg_pool2d(inputs.flatten(0, 1), self.kernel_size, self.stride, self.padding)
-        shared: Tensor = _ShareByActivity.apply(images)
-        return shared.unflatten(0, inputs.shape[:2])
+        if self.gradient == "event":
+            images = _ShareByActivity.apply(images)
+        return images.unflatten(0, inputs.shape[:2])
 
     def extra_repr(self) -> str:
         """The window, as the module prints it."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
-
-
-class BatchNorm1d(nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` on this package's batch-norm kernels: same arguments, statistics and `state_dict`.
-
-    It differs in one point: in training it cannot be differentiated twice.
-
-    Shape:
-        [batch, features] or [batch, features, length] to the same.
-
-    Raises:
-        ValueError: for other shapes, or in training for a single value per feature.
-
-    Example:
-        >>> layer = BatchNorm1d(3)
-        >>> layer(torch.rand(5, 3)).mean(0).abs().max() < 1e-6
-        tensor(True)
-    """
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalises by the batch's statistics in training, by the running ones in evaluation."""
-        by_batch = self.training or self.running_mean is None
-        if not by_batch or inputs.numel() == 0:
-            return super().forward(inputs)
-        self._check_input_dim(inputs)
-        check_tensor("inputs", inputs)
-        if inputs.shape[1] != self.num_features:
-            raise ValueError(f"inputs must have {self.num_features} features on axis 1, got {list(inputs.shape)}")
-        samples = inputs.movedim(1, -1).reshape(-1, self.num_features)
-        if samples.shape[0] == 1:
-            raise ValueError(
-                f"inputs must have more than one value per feature for a variance, got the shape {list(inputs.shape)}"
-            )
-        outputs, mean, variance = batch_norm_with_statistics(
-            samples, self.weight, self.bias, dim=0, eps=self.eps, correction=0
-        )
-        if self.training and self.running_mean is not None:
-            self._update_running_statistics(mean, variance, samples.shape[0])
-        return outputs.unflatten(0, (inputs.shape[0], *inputs.shape[2:])).movedim(-1, 1).contiguous()
-
-    def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        momentum: Any = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1 / self.num_batches_tracked
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), momentum)
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, gradient={self.gradient}"

@@ -1,58 +1,19 @@
-"""From output spikes to a loss and a prediction: the readout, which turns the gradient round, and what follows it.
+"""From output spikes to a loss and a prediction. Losses act on spikes or counts as they are.
 
-Spiking layers pass on ∂L/∂(spike time); a loss on spikes gives ∂L/∂(spike), of opposite sign. `spike_counts` and
-`count_loss` are readouts: they reverse the sign themselves, so they take the output layer's spikes as they are, and any
-ordinary loss may follow `spike_counts`. `reverse_gradient` is for readouts of one's own; both refuse what it returns.
+Any ordinary loss does: `F.cross_entropy(spikes.sum(1), labels)`, an `nn.Linear` behind `spikes.mean(1)`. With the event
+rule the layer that a loss looks at should be made with ``output=True``, since a silent neuron receives no gradient.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from srm_triton.checks import check_labels, check_tensor, mark_labels, time_axes
-from srm_triton.functions import Function
-
-
-class _ReverseGradient(Function):
-    @staticmethod
-    def forward(inputs: Tensor) -> Tensor:
-        return inputs.view_as(inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return -grad
-
-
-def reverse_gradient(spikes: Tensor) -> Tensor:
-    """The readout: returns the spikes unchanged and reverses the sign of their gradient.
-
-    Spiking layers pass on ∂L/∂(spike time). A loss on spike counts or rates gives ∂L/∂(spike), and the two have
-    opposite signs: the earlier a spike, the stronger it is. So every network ends with this, or with `spike_counts` or
-    `count_loss`, which contain it, and ordinary losses follow.
-
-    Args:
-        spikes: output spikes, any shape.
-
-    Example:
-        >>> spikes = torch.ones(2, requires_grad=True)
-        >>> reverse_gradient(spikes).sum().backward()
-        >>> spikes.grad
-        tensor([-1., -1.])
-    """
-    reversed_spikes: Tensor = _ReverseGradient.apply(spikes)
-    return reversed_spikes
 
 
 def spike_counts(spikes: Tensor, *, batch_first: bool = True) -> Tensor:
-    """A readout: the number of spikes of each output neuron, ready for any ordinary loss, such as cross-entropy.
-
-    It reverses the gradient's sign (see `reverse_gradient`); pass the output layer's spikes as they are.
+    """The number of spikes of each output neuron, ready for any ordinary loss, such as cross-entropy.
 
     Args:
         spikes: output spikes, [batch, time, classes].
@@ -63,21 +24,14 @@ def spike_counts(spikes: Tensor, *, batch_first: bool = True) -> Tensor:
 
     Raises:
         TypeError: if `spikes` is not a floating-point tensor.
-        ValueError: if it has another rank, or comes from `reverse_gradient`, which would turn the sign back.
+        ValueError: if it has another rank.
 
     Example:
-        >>> spikes = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]], requires_grad=True)
-        >>> counts = spike_counts(spikes)
-        >>> counts.tolist()
-        [[2.0, 1.0]]
-        >>> counts[0, 0].backward()
-        >>> spikes.grad[0, :, 0].tolist()
-        [-1.0, -1.0]
+        >>> spike_counts(torch.tensor([[[1.0, 0.0], [1.0, 1.0]]]))
+        tensor([[2., 1.]])
     """
     check_tensor("spikes", spikes, time_axes(batch_first, "classes"))
-    if not torch.compiler.is_compiling() and type(spikes.grad_fn).__name__ == "_ReverseGradientBackward":
-        raise ValueError("spikes must come straight from the output layer: their gradient is reversed already")
-    return reverse_gradient(spikes).sum(1 if batch_first else 0)
+    return spikes.sum(1 if batch_first else 0)
 
 
 def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: float, batch_first: bool = True) -> Tensor:
@@ -87,9 +41,6 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
     for the others, the loss is the sum of ½·T·(d/T)² over the neurons, averaged over the batch: half the square of the
     distance in units of T, for each step. There is no penalty beyond the targets. Source: the code of Zhu et al.,
     NeurIPS 2022, which sums over the batch.
-
-    It is a readout: it reverses the gradient's sign itself. Pass the output layer's spikes as they are, in training
-    those with the label spike (`LabelledSpikes.training_spikes`), since a silent neuron receives no gradient.
 
     Args:
         spikes: output spikes, [batch, time, classes].
@@ -103,8 +54,7 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
 
     Raises:
         TypeError: if `spikes` is not a floating-point tensor or `labels` not an int64 tensor.
-        ValueError: for shapes that do not fit, an empty batch, labels or counts out of range, or `spikes` that come
-            from `reverse_gradient`, which would turn the sign back.
+        ValueError: for shapes that do not fit, an empty batch, or labels or counts out of range.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]], requires_grad=True)
@@ -112,8 +62,8 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
         >>> loss.item()  # both neurons are one spike from their targets
         0.5
         >>> loss.backward()
-        >>> spikes.grad.tolist()  # ∂L/∂(spike time): the labelled neuron should fire earlier, the other later
-        [[[0.5, -0.5], [0.5, -0.5]]]
+        >>> spikes.grad.tolist()  # the labelled neuron should fire more, the other less
+        [[[-0.5, 0.5], [-0.5, 0.5]]]
     """
     counts = spike_counts(spikes, batch_first=batch_first)
     counts = counts.to(torch.promote_types(counts.dtype, torch.float32))  # squares overflow in half precision

@@ -27,6 +27,9 @@ _RANGES = {
 }
 
 
+LOWER_BOUNDS = {name: smallest for name, (smallest, _, _) in _RANGES.items()}
+
+
 class SRMState(NamedTuple):
     """What neurons carry from one step to the next, each [batch, ...] as the current without its time axis.
 
@@ -87,8 +90,15 @@ class SRMParameters:
         values = (tau_m, tau_s, tau_g, threshold, membrane_slope_limit, gradient_slope_limit, sharpness)
         for name, value in zip(NAMES, values, strict=True):
             object.__setattr__(self, name, _as_tensor(name, value))
-        object.__setattr__(self, "_packed", {})
+        object.__setattr__(self, "_packed", {})  # what `pack` keeps; None: nothing, and nothing is checked
         self.check()
+
+    @classmethod
+    def unchecked(cls, values: dict[str, Tensor], *, keep: bool) -> "SRMParameters":
+        """Constants of tensors that a module holds; without `keep` they change with every call."""
+        parameters = object.__new__(cls)
+        parameters.__dict__.update(values, _packed={} if keep else None)
+        return parameters
 
     def check(self) -> None:
         """Checks that every value is in its range, as construction does; for tensors that have changed since.
@@ -113,7 +123,7 @@ class SRMParameters:
         key = accumulator_dtype(like.dtype), like.device
         if torch.compiler.is_compiling() or transforms_active():
             return _pack(values, *key)
-        if any(value.requires_grad or value.is_inference() for value in values):
+        if self._packed is None or any(value.requires_grad or value.is_inference() for value in values):  # type: ignore[attr-defined]
             return _pack(values, *key)
         versions = [value._version for value in values]
         kept_versions, packed = self._packed.get(key, (None, None))  # type: ignore[attr-defined]

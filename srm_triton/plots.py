@@ -87,7 +87,7 @@ def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: in
     grid = below.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
     for number, axes in enumerate(grid.flat):
         if number < classes:
-            _draw_potential(axes, number, label, trace, network.output.neuron.threshold)
+            _draw_potential(axes, number, label, trace, float(network.output.neuron.threshold))
         else:
             axes.set_axis_off()
     handles, names = grid.flat[0].get_legend_handles_labels()
@@ -138,7 +138,7 @@ def plot_denoising(noisy: Tensor, result: Denoised, path: Path) -> None:
 def _output_trace(network: SpikingClassifier, inputs: Tensor) -> SRMTrace:
     output = network.output
     current = F.linear(network.hidden(inputs), output.effective_weight())
-    return SRMTrace(*(values[0].cpu() for values in srm_trace(current, output.neuron)))
+    return SRMTrace(*(values[0].cpu() for values in srm_trace(current, output.neuron.srm_parameters)))
 
 
 def _draw_raster(axes: "Axes", name: str, spikes: Tensor) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_same, check_size, check_tensor
-from srm_triton.functions import without_autocast
+from srm_triton.functions import transforms_active
+from srm_triton.precision import without_autocast
 
 
 class MSEGradients(NamedTuple):
@@ -262,5 +263,4 @@ def _check_finite(**tensors: Tensor) -> None:
 
 def _is_readable(value: Tensor) -> bool:
     """Whether its value is known here and now, without waiting for a GPU."""
-    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value)
-    return value.device.type == "cpu" and not traced
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms_active()

@@ -12,7 +12,7 @@ since a convolution hands back the gradient of one spike times s.
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from srm_triton.checks import check_number, check_option, check_size, check_tensor
 from srm_triton.functions import Function, once_differentiable
 from srm_triton.layers import SpikeAvgPool2d, SRMConv2d, SRMLinear
-from srm_triton.ops.spiking_affine import LabelledSpikes
 from srm_triton.parameters import SRMParameters
 from srm_triton.sparse_code import SparseRepresentation
 from srm_triton.sparse_linear import SparseLinear
@@ -218,7 +217,7 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
         out_features: number of output neurons.
         in_channels: channels of the images.
         parameters: constants of all neurons; None stands for `SRMParameters()`.
-        width: channels of the first convolution, at least 2; the last block has 8 times as many.
+        width: channels of the first convolution; the last block has 8 times as many.
 
     Shape:
         [batch, time, in_channels, height, width] to [batch, time, out_features].
@@ -241,7 +240,7 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
         *,
         width: int = 64,
     ) -> None:
-        _check_sizes(out_features, in_channels, width, 2)  # a 1 × 1 convolution normalises its weights over them
+        _check_sizes(out_features, in_channels, width, 1)
         stages = _stages(partial(SpikingBasicBlock2D, parameters=parameters), width)
         super().__init__(
             OrderedDict(
@@ -249,20 +248,6 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
                 pool=SpikeAvgPool2d(3, stride=2, padding=1),
                 **stages,
                 avgpool=_GlobalSpikeAvgPool2d(),
-                fc=SRMLinear(8 * width, out_features, parameters),
+                fc=SRMLinear(8 * width, out_features, parameters, output=True),
             )
         )
-
-    @overload
-    def forward(self, inputs: Tensor) -> Tensor: ...
-
-    @overload
-    def forward(self, inputs: Tensor, labels: Tensor) -> LabelledSpikes: ...
-
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor | LabelledSpikes:
-        """Returns spikes, or with `labels` (int64 [batch], in training) `LabelledSpikes`."""
-        *features, fc = self
-        for layer in features:
-            inputs = layer(inputs)
-        outputs: Tensor | LabelledSpikes = fc(inputs, labels)
-        return outputs

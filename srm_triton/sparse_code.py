@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.checks import check_goes_with, check_number, check_same, check_size, check_tensor
-from srm_triton.functions import without_autocast
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.shrink import soft_threshold
+from srm_triton.precision import without_autocast
 
 
 class SparseStatistics(NamedTuple):

@@ -1,102 +1,12 @@
-"""A linear layer whose weight is one of torch's own sparse matrices.
+"""A linear layer that keeps a part of its weights; the mathematics is in `srm_triton/ops/sparse_linear.py`."""
 
-With the kept weights v_k at row r_k and column c_k of the weight, the layer and its gradients are
-
-    outputs = inputs·Wᵀ + bias      grad_inputs = grad·W      grad_v_k = Σ grad[·, r_k]·inputs[·, c_k]
-
-the last sampled at the kept weights, so that no dense matrix is made. W is kept in CSR, and for grad·W in CSC, the CSR
-of Wᵀ. torch has no sparse products in half precision on the CPU, so float16 and bfloat16 are computed in float32.
-"""
-
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_same, check_size, check_tensor
-from srm_triton.functions import Function, Gradients, once_differentiable
-from srm_triton.kernels.layout import accumulator_dtype
-
-# Custom ops, as torch.compile knows no sparse matrices
-
-
-@torch.library.custom_op("srm_triton::sparse_product", mutates_args=(), device_types=("cpu", "cuda"))
-def _product(inputs: Tensor, values: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
-    """Returns inputs·Wᵀ, [samples, rows]."""
-    dtype = accumulator_dtype(values.dtype)
-    weight = _csr(crow_indices, col_indices, values.to(dtype), (len(crow_indices) - 1, inputs.shape[1]))
-    return (weight @ inputs.to(dtype).t()).t().to(inputs.dtype).contiguous()
-
-
-@_product.register_fake
-def _(inputs: Tensor, values: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
-    return inputs.new_empty(len(inputs), len(crow_indices) - 1)
-
-
-@torch.library.custom_op("srm_triton::sampled_product", mutates_args=(), device_types=("cpu", "cuda"))
-def _sampled_product(grad: Tensor, inputs: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
-    """Returns gradᵀ·inputs at the kept weights."""
-    dtype = accumulator_dtype(inputs.dtype)
-    zeros = inputs.new_zeros(len(col_indices), dtype=dtype)
-    pattern = _csr(crow_indices, col_indices, zeros, (grad.shape[1], inputs.shape[1]))
-    product = torch.sparse.sampled_addmm(pattern, grad.to(dtype).t(), inputs.to(dtype))
-    return product.values().to(inputs.dtype)
-
-
-@_sampled_product.register_fake
-def _(grad: Tensor, inputs: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
-    return inputs.new_empty(len(col_indices))
-
-
-for _op in (_product, _sampled_product):
-    for _device in ("cpu", "cuda"):
-        _op.register_autocast(_device, torch.float32)  # which autocast would take from the products within
-
-
-def _csr(
-    crow_indices: Tensor, col_indices: Tensor, values: Tensor, size: tuple[int, int], *, check: bool = False
-) -> Tensor:
-    _accept_beta()
-    return torch.sparse_csr_tensor(crow_indices, col_indices, values, size, check_invariants=check)
-
-
-@cache
-def _accept_beta() -> None:
-    """Lets torch say to nobody that CSR matrices are in beta, as it does with the first one of a process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)
-
-
-class _SparseProduct(Function):
-    @staticmethod
-    def forward(
-        inputs: Tensor,
-        values: Tensor,
-        crow_indices: Tensor,
-        col_indices: Tensor,
-        ccol_indices: Tensor,
-        row_indices: Tensor,
-        order: Tensor,
-    ) -> Tensor:
-        return _product(inputs, values, crow_indices, col_indices)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable("sparse products")
-    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
-        inputs, values, crow_indices, col_indices, ccol_indices, row_indices, order = saved
-        grad_inputs = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_inputs = _product(grad, values[order], ccol_indices, row_indices)
-        if ctx.needs_input_grad[1]:
-            grad_values = _sampled_product(grad, inputs, crow_indices, col_indices)
-        return grad_inputs, grad_values, *[None] * 5
+from srm_triton.ops.sparse_linear import accept_beta, csr_matrix, sparse_product
 
 
 class SparseLinear(nn.Module):
@@ -202,7 +112,7 @@ class SparseLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight [out_features, in_features], a sparse CSR matrix."""
-        return _csr(self.crow_indices, self.col_indices, self.values, (self.out_features, self.in_features))
+        return csr_matrix(self.crow_indices, self.col_indices, self.values, (self.out_features, self.in_features))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns inputs·weightᵀ + bias."""
@@ -214,7 +124,7 @@ class SparseLinear(nn.Module):
             inputs = inputs.to(self.values.dtype)
         check_same("inputs", inputs, "values", self.values)
         pattern = (self.crow_indices, self.col_indices, self.ccol_indices, self.row_indices, self.order)
-        product: Tensor = _SparseProduct.apply(inputs.reshape(-1, self.in_features), self.values, *pattern)
+        product = sparse_product(inputs.reshape(-1, self.in_features), self.values, pattern)
         outputs = product.view(*inputs.shape[:-1], self.out_features)
         return outputs if self.bias is None else outputs + self.bias
 
@@ -229,7 +139,7 @@ class SparseLinear(nn.Module):
         """Sets the pattern, and returns it as a mask."""
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept.view(-1)[scores.flatten().topk(len(self.values)).indices] = True
-        _accept_beta()
+        accept_beta()
         pattern = kept.to_sparse_csr()
         self.register_buffer("crow_indices", pattern.crow_indices())
         self.register_buffer("col_indices", pattern.col_indices())
@@ -240,7 +150,7 @@ class SparseLinear(nn.Module):
         """Checks a pattern, and returns it in CSC, with the place of each weight among the values."""
         places = torch.arange(len(self.values), device=col_indices.device)
         size = (self.out_features, self.in_features)
-        return _csr(crow_indices, col_indices, places, size, check=True).to_sparse_csc()
+        return csr_matrix(crow_indices, col_indices, places, size, check=True).to_sparse_csc()
 
     def _set_transposed(self, transposed: Tensor) -> None:
         device = self.col_indices.device

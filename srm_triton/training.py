@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from srm_triton.checks import check_number, check_option
 from srm_triton.data import LabelledImages, encode_direct
 from srm_triton.files import write_atomically
 from srm_triton.initialization import calibrate_gain
@@ -79,16 +80,16 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("data", self.data, get_args(DataName))
-        _check_choice("model", self.model, get_args(ModelName))
+        check_option("data", self.data, get_args(DataName))
+        check_option("model", self.model, get_args(ModelName))
         if not isinstance(self.hidden, tuple):
             raise TypeError(f"hidden must be a tuple of integers, got {self.hidden!r}")
         for size in self.hidden:
-            _check_integer("hidden", size, 1)
+            check_number("hidden", size, 1, whole=True)
         for name, smallest in (("steps", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            _check_integer(name, getattr(self, name), smallest)
+            check_number(name, getattr(self, name), smallest, whole=True)
         for name in ("learning_rate", "desired_rate", "undesired_rate", "spikes_per_neuron"):
-            _check_number(name, getattr(self, name), positive=name != "undesired_rate")
+            check_number(name, getattr(self, name), 0, above=name != "undesired_rate")
         if not self.undesired_rate < self.desired_rate <= 1:
             raise ValueError(
                 "desired_rate must be above undesired_rate and at most 1, "
@@ -113,27 +114,8 @@ def usual_config(data: DataName = "digits", **changes: Any) -> TrainingConfig:
         >>> usual_config("fashion-mnist", steps=4).desired_rate
         0.75
     """
-    _check_choice("data", data, get_args(DataName))
+    check_option("data", data, get_args(DataName))
     return TrainingConfig(**{"data": data, **_USUAL_OF_DATA[data], **changes})
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_integer(name: str, value: Any, smallest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if not smallest <= value < 2**63:
-        raise ValueError(f"{name} must be at least {smallest} and below 2**63, got {value}")
-
-
-def _check_number(name: str, value: Any, positive: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
-        raise ValueError(f"{name} must be finite and {'> 0' if positive else '≥ 0'}, got {value}")
 
 
 # Network
@@ -155,10 +137,10 @@ class SpikingClassifier(nn.Module):
         self.hidden = hidden
         self.output = output
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Any:
-        """Returns the output spikes, or with `labels` (int64 [batch], in training) `LabelledSpikes`."""
-        inputs = self.hidden(inputs)
-        return self.output(inputs) if labels is None else self.output(inputs, labels)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the output spikes."""
+        outputs: Tensor = self.output(self.hidden(inputs))
+        return outputs
 
     def record(self, inputs: Tensor) -> dict[str, Tensor]:
         """Returns the spikes of each spiking layer by its name, from the input's side to ``"output"``."""
@@ -192,7 +174,7 @@ def _build_mlp(hidden: tuple[int, ...], pixels: int, classes: int) -> SpikingCla
     for number, size in enumerate(hidden, 1):
         layers[f"hidden {number}"] = SRMLinear(pixels, size)
         pixels = size
-    return SpikingClassifier(nn.Sequential(layers), SRMLinear(pixels, classes))
+    return SpikingClassifier(nn.Sequential(layers), SRMLinear(pixels, classes, output=True))
 
 
 def _build_conv(hidden: tuple[int, ...], positions: int, classes: int) -> SpikingClassifier:
@@ -203,7 +185,7 @@ def _build_conv(hidden: tuple[int, ...], positions: int, classes: int) -> Spikin
         layers[f"pool {number}"] = SpikeAvgPool2d(2)
         channels = size
     layers["flatten"] = nn.Flatten(2)
-    return SpikingClassifier(nn.Sequential(layers), SRMLinear(channels * positions, classes))
+    return SpikingClassifier(nn.Sequential(layers), SRMLinear(channels * positions, classes, output=True))
 
 
 # Checkpoints
@@ -418,9 +400,9 @@ class TrainingRun:
     def _train_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
         labels = self.data.train_labels[batch]
-        outputs = self.network(encode_direct(self.data.train_images[batch], config.steps), labels)
+        spikes = self.network(encode_direct(self.data.train_images[batch], config.steps))
         loss = count_loss(
-            outputs.training_spikes,
+            spikes,
             labels,
             desired=config.desired_rate * config.steps,
             undesired=config.undesired_rate * config.steps,
@@ -435,7 +417,7 @@ class TrainingRun:
             )
         self.optimizer.step()
         self.schedule.step()
-        return loss.detach(), (predict(outputs.spikes) == labels).sum()
+        return loss.detach(), (predict(spikes) == labels).sum()
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, dict[str, float]]:

@@ -6,18 +6,19 @@ is imported), and the C library beside them where it was built.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from srm_triton.backend import Backend, requested_backend, use_backend
+from srm_triton.backend import Backend, use_backend
 from srm_triton.kernels import native
+from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.poisson import PoissonEquation
 from srm_triton.ops.shrink import bregman_step, soft_threshold
-from srm_triton.ops.srm_scan import scan_backward, scan_forward, srm_trace
-from srm_triton.parameters import SRMParameters
+from srm_triton.ops.srm_scan import Gradient, check_gradient, scan, srm_scan, srm_trace
+from srm_triton.parameters import SRMParameters, SRMState
 
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _SCAN_SHAPES: tuple[tuple[int, ...], ...] = ((2, 5, 7), (1, 1, 1), (3, 19, 4, 2))
@@ -136,14 +137,13 @@ def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
     for shape in _SCAN_SHAPES:
-        current = normal(shape) + 0.5
-        grad = normal(shape)
         for time_axis, layout in ((1, "batch first"), (0, "time first")):
-            yield f"srm_scan forward, {layout}", shape, _scan_forward(current, time_axis)
-            yield f"srm_scan backward, {layout}", shape, _scan_backward(current, grad, time_axis, None)
-        label_steps = grad.argmax(1).to(torch.int32)
-        yield "srm_scan backward, label spikes", shape, _scan_backward(current, grad, 1, label_steps)
-        yield "srm_trace", shape, _trace(current)
+            current, grad = normal(shape) + 0.5, normal(shape)
+            case = _scan_case(current, grad, normal, time_axis)
+            yield f"srm_scan forward, {layout}", shape, _scan_forward(case)
+            for gradient in get_args(Gradient):
+                yield f"srm_scan {gradient}, {layout}", shape, _scan_both(case, gradient)
+        yield "srm_trace", shape, _trace(case)
     for shape in _MATRIX_SHAPES:
         for dim in (0, 1):
             inputs, grad = normal(shape), normal(shape)
@@ -160,23 +160,53 @@ def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
             yield "denoise_tv estimate", shape, _solve_poisson(normal(shape), penalty.double())
 
 
-def _scan_forward(current: Tensor, time_axis: int) -> Operation:
-    return lambda: ((scan_forward(current, SRMParameters(), time_axis, False)[0],), ())
+class _ScanCase(NamedTuple):
+    current: Tensor
+    grad: Tensor
+    constants: dict[str, Tensor]
+    state: SRMState
+    batch_first: bool
 
 
-def _scan_backward(current: Tensor, grad: Tensor, time_axis: int, label_steps: Tensor | None) -> Operation:
+def _scan_case(current: Tensor, grad: Tensor, normal: Callable[[tuple[int, ...]], Tensor], time_axis: int) -> _ScanCase:
+    """A state and constants for each channel go with the current."""
+    shape = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
+    wide = accumulator_dtype(current.dtype)
+    state = SRMState(*(0.3 * normal(shape).to(wide) for _ in range(3)))
+    usual = {"tau_m": 5.0, "tau_s": 3.0, "threshold": 1.0}
+    constants = {name: value * (1 + 0.1 * normal(shape[1:2]).abs().to(wide)) for name, value in usual.items()}
+    return _ScanCase(current, grad, constants, state, time_axis == 1)
+
+
+def _scan_forward(case: _ScanCase) -> Operation:
+    return lambda: ((srm_scan(case.current, SRMParameters(), batch_first=case.batch_first),), ())
+
+
+def _scan_both(case: _ScanCase, gradient: Gradient) -> Operation:
     def run() -> tuple[Results, Results]:
-        spikes, states = scan_forward(current, SRMParameters(), time_axis, True)
-        backend = requested_backend()
-        paths = scan_backward(grad, current, states, label_steps, SRMParameters(), time_axis, True, True, backend)
-        return (spikes,), paths
+        """Both paths and the gradients of state and constants; silent neurons count as firing."""
+        leaves = [tensor.detach().requires_grad_() for tensor in (case.current, *case.state, *case.constants.values())]
+        current, *others = leaves
+        earlier = torch.zeros_like(current).requires_grad_()
+        spikes, final = scan(
+            current,
+            earlier,
+            SRMParameters(**dict(zip(case.constants, others[3:], strict=True))),
+            SRMState(*others[:3]),
+            rule=check_gradient(gradient, "arctan"),
+            output=True,
+            return_state=True,
+            batch_first=case.batch_first,
+        )
+        gradients = torch.autograd.grad([spikes, *final], [*leaves, earlier], [case.grad, *map(torch.ones_like, final)])
+        return (spikes.detach(), *(part.detach() for part in final)), gradients
 
     return run
 
 
-def _trace(current: Tensor) -> Operation:
+def _trace(case: _ScanCase) -> Operation:
     def run() -> tuple[Results, Results]:
-        spikes, *values = srm_trace(current)
+        spikes, *values = srm_trace(case.current, SRMParameters(**case.constants), case.state, batch_first=False)
         return (spikes,), tuple(values)
 
     return run

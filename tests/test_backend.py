@@ -1,14 +1,19 @@
 """Which implementation runs, and that a machine without Triton can do without."""
 
+import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from triton import language as tl
 
+import srm_triton
 from srm_triton import SRMLinear, batch_norm, srm_scan, use_backend
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.kernels import batch_norm as batch_norm_kernels
@@ -61,6 +66,59 @@ def test_overrides_nest_and_end():
     assert requested_backend() == "auto"
 
 
+def test_overlapping_coroutines():
+    async def first(inside: asyncio.Event, leave: asyncio.Event) -> None:
+        with use_backend("reference"):
+            inside.set()
+            await leave.wait()
+
+    async def second() -> None:
+        inside, leave = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(first(inside, leave))
+        await inside.wait()
+        with use_backend("triton"):
+            leave.set()
+            await task
+            assert requested_backend() == "triton"
+        assert requested_backend() == "auto"
+
+    asyncio.run(second())
+
+
+def blocks(*names: str) -> Iterator[None]:
+    for name in names:
+        with use_backend(name):
+            yield
+
+
+def test_interleaved_generators():
+    first, second = blocks("reference", "reference"), blocks("triton", "native")
+    seen = [(next(generator), requested_backend())[1] for generator in (first, second, first, second)]
+    assert seen == ["reference", "triton", "reference", "native"]
+    assert list(first) == [] and requested_backend() == "native"
+    assert list(second) == [] and requested_backend() == "auto"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same thread", "another thread"])
+def test_a_generator_closed_late(elsewhere):
+    late, equal = blocks("reference"), blocks("reference")
+    next(late)
+    with use_backend("triton"):
+        next(equal)
+        if elsewhere:
+            thread = threading.Thread(target=late.close)
+            thread.start()
+            thread.join()
+        else:
+            late.close()
+        assert requested_backend() == "reference"
+        equal.close()
+        assert requested_backend() == "triton"
+    assert requested_backend() == "auto"
+    with use_backend("reference"):
+        assert requested_backend() == "reference"
+
+
 def test_a_second_thread_is_told():
     errors = []
 
@@ -104,9 +162,19 @@ def test_float64_constants_reach_kernels_whole():
     assert launch.scalars(torch.float32, (0.1,)) == (0.1,)
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *options, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_a_clone_that_is_not_installed(tmp_path):
+    shutil.copytree(Path(srm_triton.__file__).parent, tmp_path / "srm_triton")
+    paths = [str(tmp_path), str(Path(torch.__file__).parents[1])]
+    process = run_python(f"import sys; sys.path += {paths}; import srm_triton", "-S")  # with no editable installation
+    assert process.stderr.splitlines()[-1] == (
+        "ImportError: srm_triton is not installed, and in a clone its kernels lie elsewhere; run: "
+        f"pip install --editable {tmp_path}"
+    )
 
 
 def test_a_machine_without_triton():

@@ -157,7 +157,7 @@ def test_other_errors(capsys, monkeypatch):
     if not torch.cuda.is_available():
         message = error_of(capsys, ["train", "--device", "cuda"])
         assert "--device cuda: this machine has no GPU that PyTorch can use; allowed here: auto, cpu" in message
-    assert "steps must be at least 1 and below 2**63, got 0" in error_of(capsys, ["train", "--steps", "0"])
+    assert "steps must be finite and ≥ 1, got 0" in error_of(capsys, ["train", "--steps", "0"])
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert "the package tqdm is missing; in a clone: pip install '.[demo]'" in error_of(capsys, SMALL)
     with pytest.raises(SystemExit, match="2"):

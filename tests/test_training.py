@@ -130,7 +130,10 @@ class TestCheckpoints:
         ("change", "message"),
         [
             ({"version": 2}, "expected format version 1, found 2"),
-            ({"config": {"steps": -1}}, r"expected the fields of version 1, found others .*steps must be at least 1"),
+            (
+                {"config": {"steps": -1}},
+                r"expected the fields of version 1, found others .*steps must be finite and ≥ 1",
+            ),
             ({"history": [{"epoch": 1}]}, "expected the fields of version 1"),
         ],
     )
@@ -167,12 +170,13 @@ class TestCheckpoints:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"data": "cifar"}, ValueError, "data must be one of digits, fashion-mnist, got 'cifar'"),
-        ({"model": "rnn"}, ValueError, "model must be one of mlp, conv, got 'rnn'"),
+        ({"data": "cifar"}, ValueError, r"data must be one of \('digits', 'fashion-mnist'\), got 'cifar'"),
+        ({"model": "rnn"}, ValueError, r"model must be one of \('mlp', 'conv'\), got 'rnn'"),
         ({"hidden": [3]}, TypeError, r"hidden must be a tuple of integers, got \[3\]"),
-        ({"hidden": (0,)}, ValueError, "hidden must be at least 1"),
-        ({"steps": 0}, ValueError, "steps must be at least 1"),
-        ({"epochs": 1.5}, TypeError, "epochs must be an integer, got 1.5"),
+        ({"hidden": (0,)}, ValueError, "hidden must be finite and ≥ 1, got 0"),
+        ({"steps": 0}, ValueError, "steps must be finite and ≥ 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an int, got 1.5"),
+        ({"seed": 2**63}, ValueError, r"seed must be below 2\*\*63 and ≥ 0, got 9223372036854775808"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be finite and > 0, got nan"),
         ({"undesired_rate": 0.5}, ValueError, "desired_rate must be above undesired_rate and at most 1"),
     ],

@@ -9,8 +9,7 @@ from srm_triton import data, training, tuning
 from srm_triton.checks import FLOATING
 from srm_triton.commands.shared import Commands, add_cache
 from srm_triton.kernels.configurations import default_path
-from srm_triton.ops.srm_scan import scan
-from srm_triton.parameters import SRMParameters
+from srm_triton.neuron import SRMNeuron
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 
@@ -64,8 +63,7 @@ def _tune(options: argparse.Namespace) -> int:
 
 def _train_neurons(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     current, earlier = (torch.randn(shape, dtype=dtype, device="cuda", requires_grad=True) for _ in range(2))
-    rule = {"rule": "event", "output": False}
-    scan(current, earlier, SRMParameters(), None, **rule, return_state=False, batch_first=True).backward(current)
+    SRMNeuron(device="cuda").scan(current, earlier, None, False).backward(current)
 
 
 def _train_network(checkpoint: Path, dtype: torch.dtype) -> None:

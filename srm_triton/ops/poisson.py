@@ -9,8 +9,10 @@ a = distance + weight·ωx,
     1 / (a + weight·(2 − z − 1/z)) = g / ((1 − r·z)·(1 − r/z))
     g = 1 / (weight + a/2 + √(a²/4 + a·weight))        r = weight·g
 
-which needs no transform along y. Source: Unser, Aldroubi and Eden, "B-Spline Signal Processing: Part II", IEEE
-Transactions on Signal Processing 1993, who filter with splines this way.
+which needs no transform along y. On a GPU all of it is PyTorch's transforms, so there is no Triton kernel.
+
+Source: Unser, Aldroubi and Eden, "B-Spline Signal Processing: Part II", IEEE Transactions on Signal Processing 1993,
+who filter with splines this way.
 """
 
 import math

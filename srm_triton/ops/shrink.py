@@ -17,7 +17,8 @@ penalty·b = v − S₁(v). With g = penalty·(∂x u, ∂y u, u − f), a step 
     target = 2f + λ·(∂xᵀ w_x + ∂yᵀ w_y)                 F = ‖·‖₂²
     target = penalty·f + w_f + λ·(∂xᵀ w_x + ∂yᵀ w_y)    F = ‖·‖₁
 
-and the next estimate u solves a linear system with that right-hand side (`srm_triton/denoise.py`).
+and the next estimate u solves a linear system with that right-hand side (`srm_triton/ops/poisson.py`). One stem serves
+both, as a step is the soft threshold of each split, and the kernels share how they compute it.
 
 Sources: Goldstein and Osher, "The Split Bregman Method for L1-Regularized Problems", SIAM J. Imaging Sciences 2009;
 relaxation: Eckstein and Bertsekas, Mathematical Programming 1992.

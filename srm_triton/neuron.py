@@ -1,0 +1,160 @@
+"""SRM neurons as a `torch.nn` module, which holds their constants; the mathematics is in `srm_triton.ops.srm_scan`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srm_triton.checks import check_number, check_option
+from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
+from srm_triton.parameters import LOWER_BOUNDS, NAMES, SRMParameters, SRMState, check_parameters, check_range
+
+LEARNABLE = ("threshold", "tau_m", "tau_s")
+
+
+class SRMNeuron(nn.Module):
+    """SRM neurons alone: input current in, spikes out.
+
+    The constants are buffers in float64 under their names, or, if they are learned, functions of parameters
+    `raw_<name>` with a value for each channel, value = lower bound + exp(raw), so that they keep within their range;
+    `neuron.threshold` is the value in either case. All are part of the `state_dict`.
+
+    The gradient with respect to the current is the weight path of the event rule, or the surrogate gradient. With the
+    event rule it is right for whatever computes the current from parameters or from values, but it is not the gradient
+    with respect to earlier spike times: an `nn.Linear` between two `SRMNeuron`s would pass the weight path on to the
+    spikes before it. `SRMLinear`, `SRMConv2d` and `SRMAffine` keep the two paths apart; stack those. With
+    ``gradient="surrogate"`` there is one path, and any module may stand between.
+
+    Args:
+        parameters: constants of the neurons; None stands for `SRMParameters()`.
+        learn: which of ``"threshold"``, ``"tau_m"`` and ``"tau_s"`` are learned.
+        channels: for how many channels, the axis behind batch and time; needed to learn one value into several.
+        gradient: ``"event"`` or ``"surrogate"``, as in `srm_scan`; likewise the next two.
+        surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
+        output: whether silent neurons count as firing once in the backward.
+        batch_first: False for [time, batch, ...].
+        device: of the constants.
+        dtype: of the learned ones, at least float32.
+
+    Shape:
+        [batch, time, channels, ...] to the same.
+
+    Raises:
+        TypeError: for other `parameters`.
+        ValueError: for another option, or a learned constant that starts at a bound of its range.
+
+    Example:
+        >>> SRMNeuron()(torch.full((1, 5, 3), 1.5)).sum(1)
+        tensor([[2., 2., 2.]])
+        >>> SRMNeuron(learn=("threshold",), channels=3).threshold
+        tensor([1., 1., 1.], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(
+        self,
+        parameters: SRMParameters | None = None,
+        *,
+        learn: Iterable[str] = (),
+        channels: int | None = None,
+        gradient: Gradient = "event",
+        surrogate: Surrogate = "arctan",
+        output: bool = False,
+        batch_first: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        parameters = check_parameters(parameters)
+        if isinstance(learn, str):
+            raise TypeError(f"learn must be a tuple of names such as ('threshold',), got {learn!r}")
+        self.learn = tuple(learn)
+        for name in self.learn:
+            check_option("learn", name, LEARNABLE)
+        if channels is not None:
+            check_number("channels", channels, 1, whole=True)
+        self.rule = check_gradient(gradient, surrogate)
+        check_option("output", output, (False, True))
+        self.gradient, self.surrogate, self.output, self.batch_first = gradient, surrogate, output, batch_first
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        for name in NAMES:
+            value = getattr(parameters, name).detach().to(device, torch.float64, copy=True)
+            if value.dim() and channels not in (None, value.numel()) and value.numel() > 1:
+                raise ValueError(f"{name} must hold one value or one for each of {channels} channels, got {len(value)}")
+            if name in self.learn:
+                raw = self._raw(name, value.expand(channels or value.numel()))
+                self.register_parameter(f"raw_{name}", nn.Parameter(raw.to(wide)))
+            else:
+                self.register_buffer(name, value)
+        self._fixed: SRMParameters | None = None
+
+    @staticmethod
+    def _raw(name: str, value: Tensor) -> Tensor:
+        raw = (value - LOWER_BOUNDS[name]).log()
+        if not (value.is_meta or raw.abs().max() < 15):
+            raise ValueError(
+                f"{name} must start inside of its range to be learned, above {LOWER_BOUNDS[name]:g} and finite, "
+                f"got {value.flatten()[raw.abs().argmax()].item():g}"
+            )
+        return raw
+
+    def __getattr__(self, name: str) -> Any:
+        raw = self.__dict__.get("_parameters", {}).get(f"raw_{name}")
+        if raw is None:
+            return super().__getattr__(name)
+        return raw.clamp(-15, 15).exp() + LOWER_BOUNDS[name]  # beyond, float32 leaves the range
+
+    @property
+    def srm_parameters(self) -> SRMParameters:
+        """The constants as they are now.
+
+        Raises:
+            ValueError: if one is no longer in its range; of learned ones on a GPU a NaN silences its neurons instead.
+        """
+        values = {name: getattr(self, name) for name in NAMES}
+        if torch.compiler.is_compiling():
+            return SRMParameters(**values)
+        if self._fixed is not None and all(getattr(self._fixed, name) is value for name, value in values.items()):
+            return self._fixed
+        for name in self.learn:
+            if values[name].device.type == "cpu":  # elsewhere it would wait for the device
+                check_range(name, values[name])
+        parameters = SRMParameters.unchecked(values, keep=not self.learn)
+        self._fixed = None if self.learn else parameters
+        return parameters
+
+    def forward(
+        self, current: Tensor, state: SRMState | None = None, *, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, SRMState]:
+        """Returns the spikes of `srm_scan`, and with `return_state` the state after the last step."""
+        return self.scan(current, None, state, return_state)  # type: ignore[no-any-return]
+
+    def scan(self, current: Tensor, earlier: Tensor | None, state: SRMState | None, return_state: bool) -> Any:
+        """`forward` for layers; `earlier`, in the shape of the current, receives the time path."""
+        return scan(
+            current,
+            earlier,
+            self.srm_parameters,
+            state,
+            rule=self.rule,
+            output=self.output,
+            return_state=return_state,
+            batch_first=self.batch_first,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SRMNeuron":
+        """As any module, but constants stay in float32 or float64: half precision cannot hold them."""
+        before = {**self._buffers, **self._parameters}
+        super()._apply(fn, recurse)
+        for tensors in (self._buffers, self._parameters):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.dtype not in (torch.float32, torch.float64):
+                    kept = before[name].detach().to(tensor.device)  # type: ignore[union-attr]
+                    tensors[name] = nn.Parameter(kept) if name in self._parameters else kept  # type: ignore[assignment]
+        return self
+
+    def extra_repr(self) -> str:
+        """The constants, as the module prints them."""
+        rule = self.gradient if self.gradient == "event" else f"surrogate ({self.surrogate})"
+        learned = f", learn={self.learn}" if self.learn else ""
+        return f"{self.srm_parameters}, gradient={rule}{learned}, output={self.output}, batch_first={self.batch_first}"
