@@ -45,33 +45,21 @@ _loaded: Entries | None = None
 
 @dataclass(frozen=True)
 class Tunable:
-    """A kernel's choices; a configuration is a NamedTuple of ints.
-
-    Args:
-        name: of the kernel.
-        sizes: a class of sizes in words, with ``{}`` for each number that `choose` is given.
-        candidates: those worth timing, the usual one first, for a number of threads in a warp.
-        interpreted: the one in Triton's interpreter, where a program costs the same whatever its size.
-        tolerance: the largest difference between two candidates' results, as a part of the largest result; 0 for none,
-            bit for bit.
-    """
+    """A kernel's choices; a configuration is a NamedTuple of ints."""
 
     name: str
-    sizes: str
-    candidates: Callable[[int], Sequence[Any]]
-    interpreted: Any
-    tolerance: float = 0.0
+    sizes: str  # a class of sizes in words, with {} for each number that `choose` is given
+    candidates: Callable[[int], Sequence[Any]]  # worth timing, the usual one first, for the threads of a warp
+    interpreted: Any  # the one in Triton's interpreter, where a program costs the same whatever its size
+    tolerance: float = 0.0  # between two candidates' results, as a part of the largest; 0 demands the same bits
 
     def choose(
         self, tensor: torch.Tensor, sizes: tuple, launch: Callable[[Any], object], outputs: Sequence[torch.Tensor]
     ) -> Any:
-        """Returns the configuration for a launch on the current device.
+        """Returns the configuration for a launch on the device of `tensor`, the current one, and a class of sizes.
 
-        Args:
-            tensor: an argument, for its device and dtype.
-            sizes: numbers that stand for a class of sizes.
-            launch: launches with a configuration; while kernels are tuned, many times with each candidate.
-            outputs: all that a launch fills, and nothing that it reads.
+        While kernels are tuned, it calls `launch` many times, with each candidate; `outputs` are all tensors that this
+        fills, none of which it reads.
         """
         key = self.name, tensor.device, tensor.dtype, *sizes
         choice = choices.get(key)
@@ -84,21 +72,18 @@ class Tunable:
             if key not in choices:
                 where = torch.cuda.get_device_name(tensor.device) if tensor.is_cuda else tensor.device
                 dtype = str(tensor.dtype).removeprefix("torch.")
-                case = f"{self.name}, {self.sizes.format(*sizes)}, {dtype} on {where}, {versions_in_words()}"
+                case = f"{self.name}, {self.sizes.format(*sizes)}, {dtype} on {where}, {', '.join(versions())}"
                 candidates = self.candidates(warp)
                 choices[key] = tuner(self, case, candidates, launch, outputs) if tuner else _tuned(case, candidates)
             return choices[key]
 
 
 def _tuned(case: str, candidates: Sequence[Any]) -> Any:
-    entry = (load() if _loaded is None else _loaded).get(case)
-    if entry is None:
-        return candidates[0]
-    for candidate in candidates:
-        if candidate._asdict().items() <= entry.items():
-            return candidate
-    _warn(f"{entry} is no candidate for {case}")
-    return candidates[0]
+    entry = (load() if _loaded is None else _loaded).get(case, {})
+    fitting = [candidate for candidate in candidates if candidate._asdict().items() <= entry.items()]
+    if entry and not fitting:
+        _warn(f"{entry} is no candidate for {case}")
+    return (fitting or candidates)[0]
 
 
 def warp_size() -> int | None:
@@ -108,18 +93,13 @@ def warp_size() -> int | None:
     return launch.warp_size() if torch.cuda.is_available() and not launch.interpreted() else None
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions in use of the packages that a tuned configuration depends on."""
+def versions() -> list[str]:
+    """Returns the packages that a tuned configuration depends on, each with its version."""
     try:
         from triton import __version__ as triton_version  # its distribution has another name for ROCm
     except ImportError:
         triton_version = "missing"
-    return {"srm_triton": version("srm-triton"), "torch": torch.__version__, "triton": triton_version}
-
-
-def versions_in_words() -> str:
-    """Returns how the words for a class of launches end."""
-    return ", ".join(f"{name} {number}" for name, number in versions().items())
+    return [f"srm_triton {version('srm-triton')}", f"torch {torch.__version__}", f"triton {triton_version}"]
 
 
 def default_path() -> Path:
@@ -131,11 +111,7 @@ def default_path() -> Path:
 
 
 def read(path: Path) -> Entries:
-    """Returns the entries of a tuning file, of all devices and versions; none where there is no file.
-
-    Raises:
-        TuningError: if it cannot be read, is damaged or of another format.
-    """
+    """Returns the entries of a tuning file, none where there is no file; a `TuningError` says that it is unusable."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
@@ -151,24 +127,21 @@ def read(path: Path) -> Entries:
 
 
 def load(path: Path | None = None) -> Entries:
-    """Reads a tuning file, for all launches of this process from now on; without one, the first launch does so.
+    """Reads a tuning file, None for the default one, for all launches of this process from now on.
 
-    What cannot be used counts as absent and gives a `TuningWarning`.
-
-    Args:
-        path: the file; None stands for ``~/.cache/srm-triton/tuning.json``.
+    What cannot be used counts as absent and gives a `TuningWarning`. Without this, the first launch reads the default.
     """
     global _loaded
     with lock:
         choices.clear()
-        _loaded = {}
+        _loaded, here = {}, ", ".join(versions())
         try:
             path = path or default_path()
             _loaded = read(path)
         except TuningError as error:
             _warn(str(error))
-        if _loaded and not any(case.endswith(versions_in_words()) for case in _loaded):
-            _warn(f"{path}: tuned for other versions than those here, {versions_in_words()}")
+        if _loaded and not any(case.endswith(here) for case in _loaded):
+            _warn(f"{path}: tuned for other versions than those here, {here}")
         return _loaded
 
 

@@ -54,10 +54,7 @@ def tune(path: Path | None = None) -> Iterator[dict[str, list[Trial]]]:
     path = path or configurations.default_path()
     read(path)
     if configurations.warp_size() is None:
-        raise TuningError(
-            "tuning needs a GPU that PyTorch can use, and kernels that TRITON_INTERPRET does not interpret"
-        )
-
+        raise TuningError("tuning needs a GPU that PyTorch can use, and TRITON_INTERPRET unset")
     found: dict[str, list[Trial]] = {}
 
     def choose(kernel: Any, case: str, candidates: Sequence[Any], launch: Any, outputs: Sequence[Tensor | None]) -> Any:
@@ -117,6 +114,5 @@ def update(path: Path, entries: Entries) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system frees that of a killed process
-        content = {"format": FORMAT, "entries": {**read(path), **entries}}
-        text = json.dumps(content, indent=1, ensure_ascii=False)
+        text = json.dumps({"format": FORMAT, "entries": {**read(path), **entries}}, indent=1, ensure_ascii=False)
         write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

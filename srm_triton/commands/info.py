@@ -11,7 +11,7 @@ import torch
 from srm_triton.backend import resolve_backend
 from srm_triton.commands.shared import Commands, add_cache, kernels_state
 from srm_triton.kernels import native
-from srm_triton.kernels.configurations import Entries, TuningError, default_path, read, versions, versions_in_words
+from srm_triton.kernels.configurations import Entries, TuningError, default_path, read, versions
 
 
 def add_parser(commands: Commands) -> None:
@@ -43,10 +43,10 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _installation(cache: Path | None) -> dict[str, Any]:
-    known = versions()
+    packages = versions()
     return {
-        "versions": {**known, "python": platform.python_version()},
-        "kernels": kernels_state(known),
+        "versions": dict(package.split(" ") for package in (*packages, f"python {platform.python_version()}")),
+        "kernels": kernels_state(packages),
         "devices": [_describe_device(device) for device in _devices()],
         "tuning": _describe_tuning(cache),
     }
@@ -60,7 +60,7 @@ def _describe_tuning(path: Path | None) -> dict[str, Any]:
         entries = read(path)
     except TuningError as error:
         problem = str(error)
-    usable = sum(case.endswith(versions_in_words()) for case in entries)
+    usable = sum(case.endswith(", ".join(versions())) for case in entries)
     return {"path": path and str(path), "entries": len(entries), "usable": usable, "problem": problem}
 
 

@@ -35,9 +35,9 @@ def chosen_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def kernels_state(versions: dict[str, str]) -> str:
+def kernels_state(packages: list[str]) -> str:
     """Returns in words how the Triton kernels run here; "compiled" where a GPU runs them."""
-    if versions["triton"] == "missing":
+    if "triton missing" in packages:
         return "Triton is not installed"
     from srm_triton.kernels import launch
 

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,11 +17,8 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 
 def add_parser(commands: Commands) -> None:
     """Adds the parser of `srm-triton tune`."""
-    what = (
-        "Times what each kernel may choose in a step of training on this GPU, and keeps the fastest for its class of "
-    )
-    what += "sizes in the tuning file. The file may be copied; processes use the default one."
-    parser = commands.add_parser("tune", help="time the kernels on this GPU and keep what is fastest", description=what)
+    does = "time the kernels on this GPU and keep what is fastest"
+    parser = commands.add_parser("tune", help=does, description=f"In a step of training, {does} in the tuning file.")
     parser.set_defaults(run=_tune)
     add_cache(parser)
     action = parser.add_mutually_exclusive_group(required=True)
@@ -49,10 +47,7 @@ def _tune(options: argparse.Namespace) -> int:
             print(f"{case}: {entry}")
     else:
         with tuning.tune(path) as found:
-            for shape in options.shape:
-                _train_neurons(shape, DTYPES[options.dtype])
-            if options.checkpoint:
-                _train_network(options.checkpoint, DTYPES[options.dtype])
+            _train(options)
         for case, trials in found.items():
             print(case)
             for configuration, milliseconds, failure in trials:
@@ -61,14 +56,15 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train_neurons(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    current, earlier = (torch.randn(shape, dtype=dtype, device="cuda", requires_grad=True) for _ in range(2))
-    SRMNeuron(device="cuda").scan(current, earlier, None, False).backward(current)
-
-
-def _train_network(checkpoint: Path, dtype: torch.dtype) -> None:
-    config = training.load_checkpoint(checkpoint).config
-    size = data.IMAGE_SIZES[config.data]
-    images = torch.rand(config.batch_size, *size, dtype=dtype, device="cuda")
-    network = training.build_network(config, size, data.CLASSES).to("cuda", dtype)
-    network(data.encode_direct(images, config.steps)).sum().backward()
+def _train(options: argparse.Namespace, device: str = "cuda") -> None:
+    """Takes a step of training with neurons of each shape, or with the network of a checkpoint."""
+    like: dict[str, Any] = {"dtype": DTYPES[options.dtype], "device": device}
+    for shape in options.shape:
+        current, earlier = (torch.randn(shape, requires_grad=True, **like) for _ in range(2))
+        SRMNeuron(device=device).scan(current, earlier, None, False).backward(current)
+    if options.checkpoint:
+        config = training.load_checkpoint(options.checkpoint).config
+        size = data.IMAGE_SIZES[config.data]
+        network = training.build_network(config, size, data.CLASSES).to(**like)
+        inputs = data.encode_direct(torch.rand(config.batch_size, *size, **like), config.steps)
+        network(inputs).sum().backward()
