@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 FORMAT = "srm-triton tuning 2"
+_INSTEAD = "; the usual configurations serve instead"
 
 
 class TuningError(ValueError):
@@ -82,7 +83,7 @@ def _tuned(case: str, candidates: Sequence[Any]) -> Any:
     entry = (load() if _loaded is None else _loaded).get(case, {})
     fitting = [candidate for candidate in candidates if candidate._asdict().items() <= entry.items()]
     if entry and not fitting:
-        _warn(f"{entry} is no candidate for {case}")
+        warnings.warn(f"{entry} is no candidate for {case}{_INSTEAD}", TuningWarning, stacklevel=4)
     return (fitting or candidates)[0]
 
 
@@ -132,17 +133,20 @@ def load(path: Path | None = None) -> Entries:
     What cannot be used counts as absent and gives a `TuningWarning`. Without this, the first launch reads the default.
     """
     global _loaded
+    entries, problem, here = {}, None, ", ".join(versions())
     with lock:
-        choices.clear()
-        _loaded, here = {}, ", ".join(versions())
         try:
             path = path or default_path()
-            _loaded = read(path)
+            entries = read(path)
+            if entries and not any(case.endswith(here) for case in entries):
+                problem = f"{path}: tuned for other versions than those here, {here}"
         except TuningError as error:
-            _warn(str(error))
-        if _loaded and not any(case.endswith(here) for case in _loaded):
-            _warn(f"{path}: tuned for other versions than those here, {here}")
-        return _loaded
+            problem = str(error)
+        choices.clear()
+        _loaded = entries
+        if problem:
+            warnings.warn(problem + _INSTEAD, TuningWarning, stacklevel=2)
+        return entries
 
 
 def loaded() -> Entries | None:
@@ -156,7 +160,3 @@ def unload() -> None:
     with lock:
         choices.clear()
         _loaded = None
-
-
-def _warn(problem: str) -> None:
-    warnings.warn(f"{problem}; the usual configurations serve instead", TuningWarning, stacklevel=3)

@@ -8,7 +8,6 @@ import re
 import signal
 import threading
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +16,13 @@ import pytest
 import torch
 from triton import testing
 
-from srm_triton import data, files, srm_scan, training, tuning, use_backend
+from srm_triton import SRMParameters, SRMState, data, files, srm_scan, training, tuning, use_backend
 from srm_triton.cli import main
 from srm_triton.commands import tune
 from srm_triton.kernels import configurations, launch
 from srm_triton.kernels import srm_scan as kernel
 from srm_triton.kernels.configurations import Configuration, Tunable
+from srm_triton.ops.srm_scan import scan
 from srm_triton.tuning import TuningError, TuningWarning, read, update
 
 
@@ -78,22 +78,17 @@ def run(workers: list) -> None:
         worker.join()
 
 
-@pytest.mark.parametrize("warp", [32, 64])
-def test_the_candidates_of_the_scan(warp):
-    for scan, most, number in ((kernel.FORWARD, 2, 6), (kernel.BACKWARD, 1, 4)):
-        candidates = scan.candidates(warp)
-        assert candidates[0] == Configuration(128, 128 // warp) and len(set(candidates)) == number
-        for block, warps in candidates:
-            assert block.bit_count() == 1 and block <= most * warps * warp and (block >= warps * warp or warps == 1)
-
-
 def step(device: torch.device, *shape: int) -> list[torch.Tensor]:
+    """Spikes, state and gradients of everything."""
     generator = torch.Generator().manual_seed(0)
-    current = (torch.randn(shape, generator=generator) + 0.3).to(device).requires_grad_()
+    current, earlier = ((torch.randn(shape, generator=generator) + 0.3).to(device).requires_grad_() for _ in range(2))
+    threshold = torch.tensor(1.0, dtype=torch.float64, device=device, requires_grad=True)
+    state = [torch.ones(shape[:1] + shape[2:], device=device, requires_grad=True) for _ in range(3)]
+    options = {"rule": "event", "output": True, "return_state": True, "batch_first": True}
     with use_backend("triton"):
-        spikes, state = srm_scan(current, return_state=True)
-    (spikes.sum() + state.membrane.sum()).backward()
-    return [spikes, *state, current.grad]
+        spikes, final = scan(current, earlier, SRMParameters(threshold=threshold), SRMState(*state), **options)
+    (spikes.sum() + final.membrane.sum()).backward()
+    return [spikes, *final, *(tensor.grad for tensor in (current, earlier, threshold, *state))]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 37), (2, 17, 5, 7)])
@@ -102,6 +97,12 @@ def test_every_configuration_gives_the_same_bits(monkeypatch, device, shape):
     for n in range(8):
         monkeypatch.setattr(Tunable, "choose", lambda self, *_, n=n: (*self.candidates(64), *self.candidates(32))[n])
         assert all(map(torch.equal, step(device, *shape), expected)), n
+
+
+def test_a_thread_of_the_scan_takes_a_neuron_or_in_the_forward_two():
+    for tunable, most, warp in ((kernel.FORWARD, 2, 32), (kernel.FORWARD, 2, 64), (kernel.BACKWARD, 1, 32)):
+        assert tunable.candidates(warp)[0] == (128, 128 // warp)
+        assert all(warps >= 1 and block <= most * warp * warps for block, warps in tunable.candidates(warp))
 
 
 def test_the_scan_launches_what_was_tuned_for_its_class(monkeypatch, device, compiled, path):
@@ -150,14 +151,19 @@ def test_in_the_interpreter_nothing_is_read_or_timed():
         tuning.tune().__enter__()
 
 
-def test_sixteen_threads_read_once_and_are_warned_once(monkeypatch, compiled, path):
-    path.mkdir(parents=True)
-    monkeypatch.setattr(configurations, "read", lambda path: time.sleep(0.1) or read(path))
-    start, found = threading.Barrier(16), []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run([threading.Thread(target=lambda: [start.wait(), found.append(choose())]) for _ in range(16)])
-    assert found == [USUAL] * 16 and [warning.category for warning in caught] == [TuningWarning]
+def test_sixteen_threads_read_once_and_tune_once(monkeypatch, timed, path):
+    def launch_together() -> list[Tile]:
+        barrier, found = threading.Barrier(16), []
+        start = lambda tile: started.append(tile) or time.sleep(0.01)  # noqa: E731
+        run([threading.Thread(target=lambda: [barrier.wait(), found.append(choose(start))]) for _ in range(16)])
+        return found
+
+    update(path, {CASE: ENTRY})
+    started, reads = [], []
+    monkeypatch.setattr(configurations, "read", lambda path: reads.append(path) or time.sleep(0.1) or read(path))
+    assert launch_together() == [WIDE] * 16 and reads == [path] and not started
+    with tuning.tune():
+        assert launch_together() == [USUAL] * 16 and len(started) == 6
 
 
 def content(**changes) -> str:
@@ -278,14 +284,14 @@ def test_an_error_leaves_a_candidate_out_and_of_the_usual_one_is_raised(timed):
     assert choose(size=9) == USUAL and not timed  # no longer
 
 
-def test_a_step_of_training_is_tuned_once_and_right(device, timed):
-    expected = step(device, 2, 3, 40)
+def test_a_step_of_training_is_tuned_once_and_right(monkeypatch, device, timed):
+    expected, trials, filled = step(device, 2, 17, 5), tuning._trials, []
+    monkeypatch.setattr(tuning, "_trials", lambda *rest: filled.append(len(rest[2])) or trials(*rest))
     timed.update({Configuration(128, 2): 0.5, Configuration(64, 2): 0.75})
     with tuning.tune() as found:
         for _ in range(2):
-            assert all(map(torch.equal, step(device, 2, 3, 40), expected))
-            timed.pop(Configuration(256, 8), None)
-    assert [len(trials) for trials in found.values()] == [6, 4] and Configuration(256, 8) not in timed
+            assert all(map(torch.equal, step(device, 2, 17, 5), expected))
+    assert [len(trials) for trials in found.values()] == [6, 4] and filled == [4, 4]  # tensors that are compared
     assert list(configurations.choices.values()) == [Configuration(128, 2), Configuration(64, 2)]
 
 
