@@ -16,11 +16,13 @@ from torch import Tensor
 
 from bench.harness import DEVICE, Contender, UnavailableError
 from srm_triton import SRMParameters, srm_scan, use_backend
-from srm_triton.backend import requested_backend
-from srm_triton.ops.srm_scan import scan_backward, scan_forward
+from srm_triton.ops.srm_scan import scan
 
 Function = Callable[..., Tensor]
-PARAMETERS = SRMParameters()
+TAU_M, TAU_S, TAU_G, THRESHOLD, MEMBRANE_SLOPE_LIMIT, GRADIENT_SLOPE_LIMIT = 5.0, 3.0, 2.5, 1.0, 4.0, 123456789.0
+PARAMETERS = SRMParameters(TAU_M, TAU_S, TAU_G, THRESHOLD, MEMBRANE_SLOPE_LIMIT, GRADIENT_SLOPE_LIMIT)
+DECAYS = [1 - 1 / tau for tau in (TAU_M, TAU_S, TAU_G)]
+AMPLITUDE = TAU_M / (TAU_M - TAU_S)
 
 
 def on_backends(function: Function, names: tuple[str, ...] = ("reference", "native", "triton")) -> list[Contender]:
@@ -44,11 +46,31 @@ def _on_backend(name: str, function: Function) -> Function:
     return run
 
 
+def scan_with_both_gradients(current: Tensor, earlier: Tensor) -> Tensor:
+    """The scan as a layer calls it: the weight path is the gradient of `current`, the time path that of `earlier`."""
+    rules = {"rule": "event", "output": False, "return_state": False, "batch_first": True}
+    return scan(current, earlier, PARAMETERS, None, **rules)
+
+
+def scan_with_learned_constants(current: Tensor, tau_m: Tensor, tau_s: Tensor, threshold: Tensor) -> Tensor:
+    return srm_scan(current, SRMParameters(tau_m, tau_s, threshold=threshold))
+
+
+def _surrogate() -> Function:
+    """The scan with the surrogate gradient (arctan), backpropagation through time, on the backend that serves here."""
+    return functools.partial(srm_scan, gradient="surrogate")
+
+
+SURROGATE = Contender("surrogate", _surrogate, comparable=False, about=inspect.getdoc(_surrogate))
+
+# The published rule, its weight path with the sign that this package gives it
+
+
 class _Neuron(torch.autograd.Function):
-    """A rule's spikes; the weight path is the gradient of `current`, the time path that of `twin`, a leaf for it."""
+    """A rule's spikes; the weight path is the gradient of `current`, the time path that of `earlier`, a leaf for it."""
 
     @staticmethod
-    def forward(ctx: Any, rule: Any, current: Tensor, twin: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rule: Any, current: Tensor, earlier: Tensor | None) -> Tensor:
         spikes, *kept = rule.forward(current)
         ctx.rule = rule
         ctx.save_for_backward(*kept)
@@ -60,37 +82,18 @@ class _Neuron(torch.autograd.Function):
 
 
 def _neuron(rule: Any) -> Function:
-    return lambda current, twin=None: _Neuron.apply(rule, current, twin)
-
-
-class _Scan:
-    def forward(self, current: Tensor) -> tuple[Tensor, ...]:
-        self.backend = requested_backend()
-        spikes, states = scan_forward(current, PARAMETERS, 1, True)
-        return spikes, current, states
-
-    def backward(self, grad: Tensor, current: Tensor, states: Tensor, *paths: bool) -> tuple[Tensor, Tensor]:
-        return scan_backward(grad, current, states, None, PARAMETERS, 1, *paths, self.backend)
-
-
-def scan_with_both_gradients(current: Tensor, twin: Tensor) -> Tensor:
-    """The scan as a layer calls it."""
-    return _neuron(_Scan())(current, twin)
-
-
-# The published rule
+    return lambda current, earlier=None: _Neuron.apply(rule, current, earlier)
 
 
 def _forward(current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    decay_m, decay_s, decay_g = PARAMETERS.decays
     m = s = g = previous = torch.zeros_like(current[:, 0])
     spikes, changes, rates = [], [], []
     for x in current.unbind(1):
-        m = (m + x) * decay_m
-        s = (s + x) * decay_s
-        g = (g + x) * decay_g
-        u = PARAMETERS.amplitude * (m - s)
-        spike = (u > PARAMETERS.threshold).to(u.dtype)
+        m = (m + x) * DECAYS[0]
+        s = (s + x) * DECAYS[1]
+        g = (g + x) * DECAYS[2]
+        u = AMPLITUDE * (m - s)
+        spike = (u > THRESHOLD).to(u.dtype)
         spikes.append(spike)
         changes.append(u - previous)
         rates.append(g)
@@ -109,11 +112,11 @@ def _backward(
         fired = spikes[:, t] > 0
         distance = torch.where(fired, 0, distance + 1)
         if weight_path:
-            slope = (-1 / changes[:, t]).clamp(-PARAMETERS.membrane_slope_limit, 0)
+            slope = (1 / changes[:, t]).clamp(0, MEMBRANE_SLOPE_LIMIT)
             w = torch.where(fired, slope * grad[:, t], w)
             weights.append(w * powers[0][distance])
         if time_path:
-            slope = (-1 / rates[:, t]).clamp(-PARAMETERS.gradient_slope_limit, 0)
+            slope = (1 / rates[:, t]).clamp(0, GRADIENT_SLOPE_LIMIT)
             v = torch.where(fired, slope * grad[:, t], v)
             times.append(v * powers[1][distance])
     weights.reverse()
@@ -124,8 +127,8 @@ def _backward(
 @functools.cache
 def _powers(steps: int) -> Tensor:
     """Responses of the membrane and of the spike time, 1 … `steps` steps later."""
-    powers = torch.tensor(PARAMETERS.decays, dtype=torch.float64)[:, None] ** torch.arange(1, steps + 1)
-    responses = torch.stack([PARAMETERS.amplitude * (powers[0] - powers[1]), -powers[2]])
+    powers = torch.tensor(DECAYS, dtype=torch.float64)[:, None] ** torch.arange(1, steps + 1)
+    responses = torch.stack([AMPLITUDE * (powers[0] - powers[1]), powers[2]])
     return responses.to(DEVICE, torch.float32)
 
 
@@ -190,7 +193,7 @@ def _spikingjelly() -> Function:
     """SpikingJelly's `LIFNode` over several steps: one state instead of three, sigmoid surrogate gradient."""
     from spikingjelly.activation_based import functional, neuron
 
-    node = neuron.LIFNode(tau=PARAMETERS.tau_m, decay_input=False, step_mode="m").to(DEVICE)
+    node = neuron.LIFNode(tau=TAU_M, decay_input=False, step_mode="m").to(DEVICE)
 
     def run(current: Tensor) -> Tensor:
         functional.reset_net(node)
@@ -203,8 +206,7 @@ def _snntorch() -> Function:
     """snnTorch's `Alpha`: the difference of two exponential states, arctangent surrogate gradient."""
     import snntorch
 
-    decay_m, decay_s, _ = PARAMETERS.decays
-    neuron = snntorch.Alpha(alpha=decay_m, beta=decay_s, reset_mechanism="zero").to(DEVICE)
+    neuron = snntorch.Alpha(alpha=DECAYS[0], beta=DECAYS[1], reset_mechanism="zero").to(DEVICE)
 
     def run(current: Tensor) -> Tensor:
         states = neuron.reset_mem()
@@ -222,7 +224,7 @@ def _norse() -> Function:
     import norse.torch
 
     step = 0.001
-    rates = {"tau_mem_inv": 1 / (step * PARAMETERS.tau_m), "tau_syn_inv": 1 / (step * PARAMETERS.tau_s)}
+    rates = {"tau_mem_inv": 1 / (step * TAU_M), "tau_syn_inv": 1 / (step * TAU_S)}
     constants = norse.torch.LIFParameters(**{name: torch.as_tensor(rate) for name, rate in rates.items()})
     neuron = norse.torch.LIF(p=constants, dt=step).to(DEVICE)
     return lambda current: neuron(current)[0]
@@ -234,8 +236,8 @@ def _sinabs() -> Function:
     import sinabs.layers
 
     neuron = sinabs.layers.LIF(
-        tau_mem=PARAMETERS.tau_m,
-        tau_syn=PARAMETERS.tau_s,
+        tau_mem=TAU_M,
+        tau_syn=TAU_S,
         spike_fn=sinabs.activation.SingleSpike,
         reset_fn=sinabs.activation.MembraneReset(),
         norm_input=False,

@@ -149,7 +149,11 @@ def notes(run: Run) -> str:
 
 def page(run: Run, source: str) -> str:
     """The whole page, in Markdown."""
-    head = f"# Performance\n\nMade from `{source}` by `python -m bench.report {source} docs/performance.md`.\n"
+    version = run["versions"]["srm-triton"]
+    head = (
+        f"# Performance\n\nMeasured with version {version}. Made from `{source}` by\n"
+        f"`python -m bench.report {source} docs/performance.md`.\n"
+    )
     parts = [head, GPU, notes(run), overview(run["results"]), tables(run["results"])]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from bench.contenders import COMPILED_LOOP, PEERS, PUBLISHED_LOOP, on_backends, scan_with_both_gradients
+from bench.contenders import (
+    COMPILED_LOOP,
+    PEERS,
+    PUBLISHED_LOOP,
+    SURROGATE,
+    on_backends,
+    scan_with_both_gradients,
+    scan_with_learned_constants,
+)
 from bench.harness import DEVICE, THREADS
 from srm_triton import srm_scan
 
@@ -21,8 +29,9 @@ def currents(shape: dict[str, int], count: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
 def test_scan(measure, shrink, threads, case, traffic):
     shape = shrink(SHAPE)
-    contenders = [*on_backends(srm_scan), PUBLISHED_LOOP, COMPILED_LOOP, *PEERS]
-    options = {"threads": threads, "backward": traffic > 8, "traffic": traffic, "count_tensors": True}
+    backward = traffic > 8
+    contenders = [*on_backends(srm_scan), *[SURROGATE] * backward, PUBLISHED_LOOP, COMPILED_LOOP, *PEERS]
+    options = {"threads": threads, "backward": backward, "traffic": traffic, "count_tensors": True}
     measure(case, shape, contenders, currents(shape, 1), **options)
 
 
@@ -32,6 +41,17 @@ def test_both_gradients(measure, shrink, threads):
     contenders = [*on_backends(scan_with_both_gradients), PUBLISHED_LOOP]
     options = {"threads": threads, "traffic": 24, "count_tensors": True}
     measure("forward and both gradients", shape, contenders, currents(shape, 2), **options)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_learned_constants(measure, shrink, threads):
+    shape = shrink(SHAPE)
+    constants = [torch.full((shape["neurons"],), value, device=DEVICE, requires_grad=True) for value in (5.0, 3.0, 1.0)]
+    tensors = [*currents(shape, 1), *constants]
+    options = {"threads": threads, "traffic": 20, "count_tensors": True}
+    measure(
+        "forward and backward, constants learned", shape, on_backends(scan_with_learned_constants), tensors, **options
+    )
 
 
 @pytest.mark.parametrize(("axis", "length"), [(axis, length) for axis in GROWTH for length in GROWTH[axis]])

@@ -137,8 +137,8 @@ def _merge_partials(
 
 
 @triton.jit
-def _store_outputs(pointer, x, high, low, scale, weight, bias, mask):
-    y = ((x - high) - low) * scale * weight + bias
+def _store_outputs(pointer, x, high, low, scale, bias, mask):
+    y = ((x - high) - low) * scale + bias
     tl.store(pointer, y.to(pointer.dtype.element_ty), mask=mask)
 
 
@@ -184,19 +184,18 @@ def batch_norm_forward_kernel(
     tl.store(statistics + 2 * features + columns, variance, mask=first)
 
     scale = 1.0 / tl.sqrt(variance + constants[0])
-    gamma = tl.full((BLOCK_FEATURES,), 1.0, accumulator)
     beta = tl.zeros((BLOCK_FEATURES,), accumulator)
     if weight is not None:
-        gamma = _load_column(weight, columns, inside, accumulator)
+        scale *= _load_column(weight, columns, inside, accumulator)
     if bias is not None:
         beta = _load_column(bias, columns, inside, accumulator)
     if partials is None:
-        _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside)
+        _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, beta, exists & inside)
     else:
         for tile in range(tiles):
             rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
             x = tl.load(inputs + rows * inputs_stride_sample, mask=exists & inside, other=0.0).to(accumulator)
-            _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, gamma, beta, exists & inside)
+            _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, beta, exists & inside)
 
 
 @triton.jit

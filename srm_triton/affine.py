@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from srm_triton.checks import check_number, check_option, check_same, check_size, check_sizes, check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.functions import Function, Gradients, once_differentiable, transforms_active
 from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
 from srm_triton.parameters import SRMParameters, SRMState, check_parameters
 
@@ -166,7 +166,7 @@ def map_inputs(
         rules: how gradients pass.
         time_axis: 0 or 1.
     """
-    split = rules.splits and inputs.requires_grad
+    split = rules.splits and (inputs.requires_grad or transforms_active())  # which hide what needs a gradient
     distinct = inputs.narrow(time_axis, 0, 1) if _repeats(inputs, time_axis) else inputs
     samples = (distinct.detach() if split else distinct).flatten(0, 1)
     mapped = affine(samples, *tensors)

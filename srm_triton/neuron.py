@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
+from srm_triton.functions import transforms_active
 from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
 from srm_triton.parameters import LOWER_BOUNDS, NAMES, SRMParameters, SRMState, check_parameters, check_range
 
@@ -112,7 +113,7 @@ class SRMNeuron(nn.Module):
             ValueError: if one is no longer in its range; of learned ones on a GPU a NaN silences its neurons instead.
         """
         values = {name: getattr(self, name) for name in NAMES}
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or transforms_active():
             return SRMParameters(**values)
         if self._fixed is not None and all(getattr(self._fixed, name) is value for name, value in values.items()):
             return self._fixed

@@ -168,7 +168,9 @@ def _rounded(value: Any) -> Any:
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) and hasattr(value, "__array__"):  # NumPy's numbers and arrays
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type bool")
+    if not isinstance(value, Tensor | int | float) and hasattr(value, "__array__"):  # NumPy's numbers and arrays
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         if value.dtype == torch.bool or value.is_complex():
@@ -176,10 +178,11 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         if value.dim() > 1:
             raise ValueError(f"{name} must hold one value or one for each channel, [channels], got {list(value.shape)}")
         return value if value.is_floating_point() else value.to(torch.float64)
-    if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat):
+    if not isinstance(value, int | float | Real):
         raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type {type(value).__name__}")
     try:
-        return torch.tensor(value, dtype=torch.float64)
+        # by a product, which compiled code traces for any value, where a constructor would specialise on each
+        return torch.ones((), dtype=torch.float64) * float(value)
     except (OverflowError, RuntimeError):
         raise ValueError(f"{name} must be {_describe(name)}, got a number beyond the range of floats") from None
 

@@ -86,7 +86,8 @@ def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]
 def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
     """Whole columns and split ones, in both memory orders, with and without affine parameters."""
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    for samples, features, affine in ((16, 4096, True), (1024, 512, False), (8192, 64, True), (20000, 64, True)):
+    few, some, many, most = (16, 4096, True), (1024, 512, False), (8192, 64, True), (1 << 18, 16, True)
+    for samples, features, affine in (few, some, many, most, (20000, 64, True)):  # more features: the code of `few`
         rows = torch.empty(samples, features, dtype=dtype)
         vector = torch.empty(features, dtype=accumulator) if affine else None
         statistics = torch.empty(3, features, dtype=accumulator)
@@ -113,16 +114,22 @@ def launches(target: str) -> Iterator[tuple[str, torch.dtype, Callable[[], None]
         columns = list(batch_norm_launches(dtype))
         kinds = {
             "whole": (one_chunk[0], *columns[:2]),
-            "parts": (chunks[0], chunks[-1], *columns[12:14]),
-            "parts of adjacent samples": columns[14:],
+            "parts": (chunks[0], chunks[-1], *columns[-4:-2]),
+            "parts of adjacent samples": columns[-2:],
             "images": list(shrink_launches(dtype)),
         }
-        if target in IN_FULL and dtype != torch.float16:
-            kinds["other"] = (*one_chunk[1:], *chunks[1:-1], *columns[2:12])
+        if target in IN_FULL:
+            half = dtype == torch.float16
+            kinds["other"] = columns[12:16] if half else (*one_chunk[1:], *chunks[1:-1], *columns[2:16])
         yield from ((kind, dtype, launch) for kind, launches in kinds.items() for launch in launches)
-    # Not batch normalisation: on sm_100 its division, a function call, has the split forward use 8 bytes of stack.
     if target in FLOAT64:
-        wide = (*scan_launches(torch.float64, 40), *shrink_launches(torch.float64))
+        columns = list(batch_norm_launches(torch.float64))
+        wide = (
+            *scan_launches(torch.float64, 40),
+            *columns[:4],
+            *columns[-4:],
+            *shrink_launches(torch.float64),
+        )
         yield from (("other", torch.float64, launch) for launch in wide)
 
 

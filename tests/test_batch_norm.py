@@ -1,3 +1,5 @@
+from itertools import cycle
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from srm_triton.ops.batch_norm import _backward, _normalise, batch_norm, batch_n
 
 BACKENDS = ("reference", "triton")
 EPS = 1e-5
+LONG = 20011  # more than a tile holds
 SHAPES = [
     ((3, 1), 0),
     ((1, 3), 1),
@@ -20,10 +23,10 @@ SHAPES = [
     ((1000, 33), 0),
     ((33, 1000), 1),
     ((3001, 70), 0),
-    ((65536, 3), 0),
-    ((3, 65536), 1),
-    ((65536, 3), 1),
-    ((3, 65536), 0),
+    ((LONG, 3), 0),
+    ((3, LONG), 1),
+    ((LONG, 3), 1),
+    ((3, LONG), 0),
 ]
 
 
@@ -90,16 +93,18 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(kernel, "MAX_SPLITS", 5)
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize(("case", "dtype"), list(zip(SHAPES, cycle((torch.float64, torch.float32)))))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_values_and_gradients(backend, shape, dim, dtype, limit, device):
-    tensors = make(shape, dim, dtype)
-    assert max(errors(run(backend, device, tensors, dim=dim), expected(tensors, dim))) < limit
+def test_values_and_gradients(backend, case, dtype, device):
+    tensors = make(*case, dtype)
+    limit = 1e-12 if dtype == torch.float64 else 1e-6
+    assert max(errors(run(backend, device, tensors, dim=case[1]), expected(tensors, case[1]))) < limit
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((83, 5), 0), ((2, 321), 1), ((1000, 1), 0)])
-@pytest.mark.parametrize(("given", "correction"), [("both", 0), ("weight", 1), ("bias", 0), ("none", 1)])
+@pytest.mark.parametrize(
+    ("shape", "dim", "given", "correction"),
+    [((83, 5), 0, "both", 0), ((2, 321), 1, "weight", 1), ((1000, 1), 0, "bias", 0), ((5, 83), 1, "none", 1)],
+)
 def test_splits(small_blocks, shape, dim, correction, given, device):
     inputs, weight, bias, grad = make(shape, dim, torch.float64, mean=3.0)
     tensors = (
@@ -117,8 +122,7 @@ def test_small_blocks_are_several_splits_of_several_tiles(small_blocks):
     assert not tile.whole and tile.splits > 2 and tile.tiles > 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("dtype", "mixed"), [(torch.float16, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize(("shape", "dim"), [((45, 6), 0), ((3, 20000), 1)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision(backend, shape, dim, mixed, dtype, device):
@@ -135,9 +139,8 @@ def test_half_precision(backend, shape, dim, mixed, dtype, device):
         assert max(errors(actual[2:], exact[2:])) < 4e-6
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["transposed", "strided", "row of a larger one", "repeated"])
-@pytest.mark.parametrize("blocks", ["whole", "splits"])
+@pytest.mark.parametrize(("backend", "blocks"), [("reference", "whole"), ("triton", "whole"), ("triton", "splits")])
 def test_strides(backend, layout, blocks, request, device):
     if blocks == "splits":
         request.getfixturevalue("small_blocks")
@@ -158,11 +161,10 @@ def test_strides(backend, layout, blocks, request, device):
             assert actual[0].stride() == matrix.stride()
 
 
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize(("dim", "correction"), [(0, 1), (1, 0)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend, dim, correction, device):
-    tensors = [tensor.to(device).requires_grad_() for tensor in make((5, 4), dim, torch.float64)[:3]]
+    tensors = [tensor.to(device).requires_grad_() for tensor in make((4, 3), dim, torch.float64)[:3]]
     with use_backend(backend):
         assert torch.autograd.gradcheck(lambda *t: batch_norm(*t, dim=dim, correction=correction), tensors)
 
@@ -191,28 +193,16 @@ def test_large_mean_as_accurate_as_pytorch(backend, shape, device):
         assert ours < max(2 * theirs, 1e-6)
 
 
-@pytest.mark.parametrize("row", [0, 77, 8999])
-@pytest.mark.parametrize("shape", [(9000, 8), (100, 8)])
+@pytest.mark.parametrize(("shape", "row"), [((9000, 8), 0), ((9000, 8), 8999), ((100, 8), 77)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outlier(backend, shape, row, device):
     inputs, *rest = make(shape, 0, torch.float32, mean=1000.0)
-    inputs[row % shape[0]] = 1e6
+    inputs[row] = 1e6
     exact = expected((inputs, *rest))
     assert max(errors(run(backend, device, (inputs, *rest)), exact)) < 1e-6
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_narrow_column_far_from_zero(backend, device):
-    """Resolving this needs the low part of the mean: the distance of two float32 neighbours is 1/16."""
-    inputs = 1e6 + torch.arange(6.0)[:, None] / 16 * torch.tensor([1.0, 0.0])
-    with use_backend(backend):
-        outputs, _, variance = batch_norm_with_statistics(inputs.to(device), eps=1e-12)
-    wanted = torch.arange(6.0, dtype=torch.float64) - 2.5
-    assert error(outputs[:, 0].cpu(), wanted / 3.5**0.5) < 1e-6
-    assert not outputs[:, 1].any() and not variance[1].any()
-
-
-@pytest.mark.parametrize("samples", [777, 70000])
+@pytest.mark.parametrize("samples", [777, 20000])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_columns_become_their_bias(backend, samples, device):
     inputs = torch.tensor([0.1, -1e4, 1 / 3]).expand(samples, 3).to(device)
@@ -238,8 +228,8 @@ def test_no_features(backend, device):
     assert outputs.shape == (4, 0) and [gradient.numel() for gradient in gradients] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "dim"), [((50, 6), 0), ((6, 20000), 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_statistics(backend, shape, dim, dtype, device):
     inputs, weight, bias, _ = make(shape, dim, dtype, mean=4.0)
@@ -268,14 +258,14 @@ def test_nan_stays_in_its_column(small_blocks, backend, device):
         assert outputs[:, 2].isnan().all() and grad_inputs[:, 2].isnan().all()
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((40, 33), 0), ((70000, 3), 0)])
+@pytest.mark.parametrize(("shape", "dim"), [((40, 33), 0), ((20000, 3), 0)])
 def test_same_bits_in_every_run(shape, dim, device):
     tensors = make(shape, dim, torch.float32)
     first, second = (run("triton", device, tensors, dim=dim) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(40, 33), (70000, 3)])
+@pytest.mark.parametrize("shape", [(40, 33), (20000, 3)])
 def test_gradients_in_another_memory_order_give_the_same_bits(shape, device):
     """In one tile and in splits."""
     inputs, weight, bias, grad = make(shape, 0, torch.float32)
@@ -285,8 +275,7 @@ def test_gradients_in_another_memory_order_give_the_same_bits(shape, device):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("dim", "affine"), [(0, False), (1, True)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, affine, dim, device):
     inputs, weight, bias, grad = make((6, 4), dim, torch.float32, affine)
@@ -307,7 +296,7 @@ def test_compiled_equals_eager(device):
 @pytest.mark.parametrize("samples", [6, 200])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_a_narrow_column_far_from_zero(small_blocks, backend, samples, device):
-    """In one tile and in splits, values and gradients need the low part of the mean."""
+    """In one tile and in splits they need the low part of the mean: two float32 neighbours are 1/16 apart."""
     generator = torch.Generator().manual_seed(samples)
     inputs = 1e6 + torch.randint(0, 7, (samples, 3), generator=generator) / 16
     weight, bias, grad = (torch.randn(*shape, generator=generator) for shape in ((3,), (3,), (samples, 3)))
@@ -326,7 +315,8 @@ def test_tiles_cover_the_matrix_within_bounds(monkeypatch, interpreted, dtype):
                 tile = kernel.choose_tile(samples, features, samples_adjacent, dtype)
                 rows = tile.block_samples * tile.tiles
                 assert (tile.splits - 1) * rows < samples <= tile.splits * rows
-                assert tile.block_samples * tile.block_features <= kernel.WHOLE
+                elements = tile.block_samples * tile.block_features
+                assert elements <= min(kernel.WHOLE, 32 * 32 * tile.num_warps)  # 32 a thread
                 assert 1 <= tile.splits <= kernel.MAX_SPLITS <= launch.MAX_GRID_Y
                 adjacent = tile.block_samples if samples_adjacent else tile.block_features
                 assert adjacent * dtype.itemsize >= 32 or adjacent >= (samples if samples_adjacent else features)
@@ -352,13 +342,10 @@ MATRIX = torch.ones(4, 3)
         ((MATRIX.half(), torch.ones(3).bfloat16()), {}, TypeError, ("weight", "float16 or torch.float32", "bfloat16")),
         ((MATRIX, torch.ones(3, device="meta")), {}, ValueError, ("weight", "device", "cpu", "meta")),
         ((MATRIX,), {"dim": 2}, ValueError, ("dim", "(0, 1)", "2")),
-        ((MATRIX,), {"dim": -1}, ValueError, ("dim", "(0, 1)", "-1")),
         ((MATRIX,), {"dim": 1.0}, ValueError, ("dim", "(0, 1)", "1.0")),
         ((MATRIX,), {"correction": 2}, ValueError, ("correction", "(0, 1)", "2")),
         ((MATRIX,), {"gradient": "approximate"}, ValueError, ("gradient", "'exact', 'seed'", "approximate")),
-        ((MATRIX,), {"eps": 0.0}, ValueError, ("eps", "positive", "0.0")),
-        ((MATRIX,), {"eps": -1e-5}, ValueError, ("eps", "positive", "-1e-05")),
-        ((MATRIX,), {"eps": float("inf")}, ValueError, ("eps", "finite", "inf")),
+        ((MATRIX,), {"eps": 0.0}, ValueError, ("eps", "> 0", "0.0")),
         ((MATRIX,), {"eps": float("nan")}, ValueError, ("eps", "finite", "nan")),
         ((MATRIX,), {"eps": "small"}, TypeError, ("eps", "number", "str")),
         ((torch.ones(1, 3),), {}, ValueError, ("inputs", "dim = 0", "correction = 1", "[1, 3]")),

@@ -19,18 +19,22 @@ srm_scan_backward_kernel           float64      0    212      0      0    211   
 srm_scan_backward_kernel           float32    137    143    143    143    133    128    134    101    101    101    100
 srm_scan_backward_kernel           float16    148    132    132    132    132    128    136    102    102    102    101
 srm_scan_backward_kernel           bfloat16   134    132    132    132    132    128    136    103    103    102    101
-batch_norm_partial_kernel          float32     95     95     96     96     93     96    116     58     62     62     95
-batch_norm_partial_kernel          float16     72     72     72     72     72     86     96     60     60     60     97
-batch_norm_partial_kernel          bfloat16    72     72     72     72     72     86     94     60     60     60     97
-batch_norm_forward_kernel          float32     80     80     80     80     81     80     80     52     50     50     74
-batch_norm_forward_kernel          float16     72     72     72     72     72     72     72     56     56     58     90
-batch_norm_forward_kernel          bfloat16    72     72     72     72    126     72     72     60     73     56     90
-batch_norm_backward_partial_kernel float32     95     96     96     96     96     84     84     64     70     70    102
-batch_norm_backward_partial_kernel float16     96     96     96     96     93     94     94     64     66     66    116
-batch_norm_backward_partial_kernel bfloat16    96     96     96     96     94     96     94     66     68     68    116
-batch_norm_backward_kernel         float32     84     80     80     80     80     80     82     62     72     72     92
-batch_norm_backward_kernel         float16     93     93     80     80     80     80     94     72     81     81     98
-batch_norm_backward_kernel         bfloat16    92     95     80     80    128     80     96     71     81     81     99
+batch_norm_partial_kernel          float64      0    116      0      0    118    118      0      0     65      0       0
+batch_norm_partial_kernel          float32     95     95     96     96     93     96    116     58     62     62      95
+batch_norm_partial_kernel          float16     72     72     72     72     72     86     96     60     62     60      97
+batch_norm_partial_kernel          bfloat16    72     72     72     72     72     86     94     60     62     60      97
+batch_norm_forward_kernel          float64      0     98      0      0    100    100      0      0     48      0       0
+batch_norm_forward_kernel          float32     80     80     80     80     81     80     80     52     48     50      74
+batch_norm_forward_kernel          float16     72     72     72     72     72     72     72     56     56     58      90
+batch_norm_forward_kernel          bfloat16    72     72     72     72    126     72     72     60     73     56      90
+batch_norm_backward_partial_kernel float64      0     96      0      0     80     80      0      0     54      0       0
+batch_norm_backward_partial_kernel float32     95     95     96     96     79     80     84     64     60     70     102
+batch_norm_backward_partial_kernel float16     96     96     96     96     93     94     94     64     66     66     116
+batch_norm_backward_partial_kernel bfloat16    96     94     96     96     94     96     94     66     68     68     116
+batch_norm_backward_kernel         float64      0     98      0      0     98     96      0      0     58      0       0
+batch_norm_backward_kernel         float32     84     80     80     80     80     80     82     62     54     72      92
+batch_norm_backward_kernel         float16     93     80     80     80     80     80     94     72     70     81      98
+batch_norm_backward_kernel         bfloat16    92     80     80     80    128     80     96     71     74     81      99
 shrink_forward_kernel              float64      0     32      0      0     32     32      0      0     18      0       0
 shrink_forward_kernel              float32     20     22     21     21     22     22     20     10     10     10      19
 shrink_forward_kernel              float16     20     29     27     27     29     28     20     10     10     10      15
@@ -89,7 +93,7 @@ def test_contracts(target, tmp_path):
         kernel, dtype, kind = row["kernel"], row["dtype"], row["kind"]
         registers[kernel, dtype] = max(registers[kernel, dtype], row["registers"])
         assert row["spills"] == 0, row
-        assert row["shared"] <= SHARED[kernel], row
+        assert row["shared"] <= SHARED[kernel] * (1 + (dtype == "float64")), row
         assert row["narrow"] <= NARROW.get((kernel, kind), 0) or kind == "other", row
         assert row["fused"] == 0 or kernel != "srm_scan_forward_kernel", row
     for name, limit in limits.items():

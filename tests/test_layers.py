@@ -1,4 +1,4 @@
-"""The modules: shapes, parameters, normalisation, pooling, checkpoints and the initial gain."""
+"""The modules: constants, state, weights and their normalisation, recurrence, pooling, checkpoints, the first gain."""
 
 import copy
 import pickle
@@ -11,10 +11,15 @@ from torch import nn
 from srm_triton import (
     BatchNorm1d,
     SpikeAvgPool2d,
+    SRMAffine,
+    SRMConv1d,
     SRMConv2d,
+    SRMConv3d,
     SRMLinear,
     SRMNeuron,
     SRMParameters,
+    SRMRecurrent,
+    SRMState,
     calibrate_gain,
     srm_conv2d,
     srm_linear,
@@ -52,7 +57,8 @@ def test_layers_call_the_functions_with_their_constants(weight_norm):
     gradients = [torch.autograd.grad(output.sum(), [inputs, linear.weight]) for output in (spikes, expected)]
     for result, reference in zip(*gradients, strict=True):
         assert torch.equal(result, reference)
-    assert set(dict(linear.named_parameters())) == {"weight"} | ({"norm_weight", "norm_bias"} if weight_norm else set())
+    expected_names = {"weight"} | ({"norm_weight", "norm_bias"} if weight_norm else set())
+    assert set(dict(linear.named_parameters())) == expected_names
 
     convolution = SRMConv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2, **options)
     images = torch.rand(5, 2, 4, 7, 8)
@@ -60,6 +66,243 @@ def test_layers_call_the_functions_with_their_constants(weight_norm):
     expected = srm_conv2d(images, convolution.effective_weight(), OTHER, **arguments)
     assert torch.equal(convolution(images), expected)
     assert convolution.weight.shape == (6, 2, 3, 2)
+
+
+# Constants
+
+
+def test_constants_are_part_of_the_state_dict(tmp_path):
+    """A network saved with one time constant does not load, in silence, into one with another."""
+    saved = SRMLinear(4, 3, SRMParameters(tau_m=20.0, threshold=torch.tensor([0.5, 1.0, 2.0])))
+    torch.save(saved.state_dict(), tmp_path / "layer.pt")
+    state = torch.load(tmp_path / "layer.pt", weights_only=True)
+    loaded, inputs = SRMLinear(4, 3, SRMParameters(threshold=torch.ones(3))), torch.rand(2, 9, 4)
+    before = loaded(inputs)
+    loaded.load_state_dict(state)
+    assert torch.equal(loaded(inputs), saved(inputs)) and not torch.equal(before, saved(inputs))
+    assert loaded.neuron.srm_parameters == saved.neuron.srm_parameters and loaded.neuron.tau_m == 20
+    state["neuron.threshold"] = torch.tensor([1.0, -1.0, 1.0])
+    loaded.load_state_dict(state)
+    with pytest.raises(ValueError, match="threshold must be finite and > 0, got -1.0 at channel 1"):
+        loaded(inputs)
+
+
+def test_constants_survive_half_precision():
+    layer = SRMLinear(4, 3, SRMParameters(tau_m=2.3, tau_s=1.7), learn=("threshold",)).half()
+    assert layer.weight.dtype == torch.float16 and layer.neuron.raw_threshold.dtype == torch.float32
+    assert layer.neuron.tau_m.item() == 2.3 and layer.neuron.gradient_slope_limit.item() == 123456789
+    assert layer.double().neuron.raw_threshold.dtype == torch.float64
+    spikes = layer.half()(torch.rand(2, 5, 4).half())
+    spikes.sum().backward()
+    assert spikes.dtype == torch.float16 and layer.neuron.raw_threshold.grad.dtype == torch.float64
+
+
+@pytest.mark.parametrize("gradient", ["event", "surrogate"])
+def test_learned_constants_stay_in_their_range(gradient):
+    """However large the steps, in float32 too; and they learn what a loss asks for."""
+    torch.manual_seed(0)
+    layer = SRMLinear(8, 6, learn=("threshold", "tau_m", "tau_s"), gradient=gradient, output=True)
+    assert [tuple(p.shape) for p in layer.neuron.parameters()] == [(6,)] * 3
+    for name, value in (("threshold", 1.0), ("tau_m", 5.0), ("tau_s", 3.0)):
+        torch.testing.assert_close(getattr(layer.neuron, name), torch.full((6,), value))
+    inputs = torch.rand(16, 10, 8) * 2
+    rate = layer(inputs).mean().item()
+    for target in (0.0, 1.0):
+        optimizer = torch.optim.SGD(layer.neuron.parameters(), lr=100.0)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (layer(inputs).mean() - target).square().backward()
+            optimizer.step()
+            constants = layer.neuron.srm_parameters
+            constants.check()
+    learned = SRMLinear(8, 6, learn=("threshold",), gradient=gradient, output=True)
+    learned.load_state_dict({**learned.state_dict(), "weight": layer.weight.detach()})
+    optimizer = torch.optim.Adam(learned.neuron.parameters(), lr=0.05)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (learned(inputs).mean() - rate / 2).square().backward()
+        optimizer.step()
+    assert abs(learned(inputs).mean().item() - rate / 2) < rate / 8
+
+
+def test_learned_constants_that_are_no_numbers():
+    layer = SRMLinear(4, 3, learn=("tau_m",))
+    with torch.no_grad():
+        layer.neuron.raw_tau_m[1] = torch.nan
+    with pytest.raises(ValueError, match="tau_m must be > 1, got nan at channel 1"):
+        layer(torch.rand(2, 5, 4))
+
+
+@pytest.mark.parametrize(
+    "make", [SRMNeuron, lambda **o: SRMLinear(4, 3, **o), lambda **o: SRMAffine(nn.Linear(4, 3), **o)]
+)
+def test_what_cannot_be_learned(make):
+    options = {"channels": 3} if make is SRMNeuron else {}
+    for learn, error, message in (
+        (("tau_g",), ValueError, r"learn must be one of \('threshold', 'tau_m', 'tau_s'\), got 'tau_g'"),
+        ("tau_m", TypeError, "learn must be a tuple of names such as .* got 'tau_m'"),
+    ):
+        with pytest.raises(error, match=message):
+            make(learn=learn, **options)
+    with pytest.raises(
+        ValueError, match="tau_s must start inside of its range to be learned, above 1 and finite, got 1"
+    ):
+        make(parameters=SRMParameters(tau_s=1.0), learn=("tau_s",), **options)
+    with pytest.raises(ValueError, match="threshold must hold one value or one for each of 3 channels, got 2"):
+        make(parameters=SRMParameters(threshold=torch.ones(2)), **options)
+
+
+def test_copies_and_moves_keep_their_own_constants():
+    layer = SRMLinear(4, 3)
+    layer(torch.rand(1, 5, 4))
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        copied.neuron.threshold.fill_(0.1)
+        inputs = torch.rand(2, 9, 4)
+        assert not torch.equal(copied(inputs), layer(inputs))
+        assert torch.equal(copied.to(torch.float64)(inputs.double()).float(), copied.float()(inputs))
+
+
+# State
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (SRMLinear(6, 4, output=False), (6,)),
+        (SRMConv1d(2, 4, 3, padding=1), (2, 7)),
+        (SRMConv3d(1, 4, 2), (1, 3, 4, 3)),
+        (SRMAffine(nn.ConvTranspose2d(2, 3, 2)), (2, 3, 4)),
+        (SRMRecurrent(6, 5), (6,)),
+        (SRMRecurrent(6, 5, gradient="surrogate", weight_norm=False, bias=True), (6,)),
+        (SRMNeuron(), (5,)),
+    ],
+)
+def test_layers_hand_their_state_on(layer, shape):
+    """A sequence in pieces, down to single steps, is the whole; gradients of the parameters too."""
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer).double()
+    inputs = (2 * torch.rand(3, 8, *shape, dtype=torch.float64)).requires_grad_()
+    results = []
+    for lengths in ([8], [1, 3, 4], [1] * 8):
+        state, spikes = None, []
+        for part in inputs.split(lengths, 1):
+            out, state = layer(part, state, return_state=True)
+            spikes.append(out)
+        spikes = torch.cat(spikes, 1)
+        grad = torch.linspace(-1, 1, spikes.numel(), dtype=torch.float64).view(spikes.shape)
+        results.append([spikes, *torch.autograd.grad((spikes * grad).sum(), [inputs, *layer.parameters()])])
+    assert results[0][0].any() and all(gradient.any() for gradient in results[0])
+    for result in results[1:]:
+        assert torch.equal(result[0], results[0][0])
+        for gradient, expected in zip(result[1:], results[0][1:], strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+# Recurrence
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("options", [{}, {"gradient": "surrogate"}, {"weight_norm": False, "input_gradient": "value"}])
+def test_recurrent_layer_is_the_loop_written_out(options, batch_first):
+    """Each step an ordinary layer on inputs and the last spikes side by side: its two gradients are those here."""
+    torch.manual_seed(0)
+    layer = SRMRecurrent(4, 5, dtype=torch.float64, batch_first=batch_first, **options)
+    with torch.no_grad():
+        layer.recurrent_weight.add_(0.2)
+    inputs = (2 * torch.rand(3, 9, 4, dtype=torch.float64)).requires_grad_()
+    spikes = layer(inputs if batch_first else inputs.transpose(0, 1))
+    spikes = spikes if batch_first else spikes.transpose(0, 1)
+    joined = torch.cat((layer.effective_weight(), layer.effective_recurrent_weight()), 1)
+    last, state, expected = torch.zeros(3, 1, 5, dtype=torch.float64), None, []
+    rules = {name: value for name, value in options.items() if name == "gradient"}
+    for x in inputs.split(1, 1):
+        both = torch.cat((x, last), 2)
+        last, state = srm_linear(both, joined, None, state, return_state=True, **rules)
+        expected.append(last)
+    expected = torch.cat(expected, 1)
+    assert torch.equal(spikes, expected) and 0.1 < spikes.mean() < 0.9
+    grad = torch.randn_like(spikes)
+    leaves = list(layer.parameters()) + ([] if "input_gradient" in options else [inputs])
+    for result, reference in zip(*(torch.autograd.grad(s, leaves, grad) for s in (spikes, expected)), strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-11, atol=1e-11)
+        assert result.any()
+
+
+def test_recurrent_layer_without_recurrence_is_a_linear_one():
+    torch.manual_seed(0)
+    recurrent, linear = SRMRecurrent(4, 5), SRMLinear(4, 5)
+    linear.load_state_dict(recurrent.state_dict(), strict=False)
+    torch.nn.init.zeros_(recurrent.recurrent_norm_weight)
+    inputs = torch.rand(2, 9, 4)
+    assert torch.equal(recurrent(inputs), linear(inputs))
+    rows = recurrent.recurrent_weight.detach()
+    torch.testing.assert_close(rows @ rows.t(), torch.eye(5), atol=1e-5, rtol=0)
+
+
+def test_recurrent_layer_learns_what_needs_a_memory():
+    """Which of two inputs came first, asked for when both are long gone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(SRMRecurrent(2, 40, gradient="surrogate"), SRMLinear(40, 2, gradient="surrogate"))
+    labels = torch.arange(64) % 2
+    inputs = torch.zeros(64, 16, 2)
+    inputs[torch.arange(64), 1, labels] = inputs[torch.arange(64), 4, 1 - labels] = 3.0
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs)[:, 8:].sum(1), labels).backward()
+        optimizer.step()
+    assert (model(inputs)[:, 8:].sum(1).argmax(1) == labels).all()
+
+
+# Weights
+
+
+def test_pruned_weights_stay_zero_in_what_is_applied():
+    """And in training, with a normalisation that would move them."""
+    torch.manual_seed(0)
+    layers = [SRMLinear(8, 4), SRMConv2d(2, 4, 3), SRMLinear(8, 4, weight_norm=False), SRMAffine(nn.Linear(8, 4))]
+    for layer, inputs in zip(layers, [torch.rand(2, 9, 8), torch.rand(2, 9, 2, 4, 4), *[torch.rand(2, 9, 8)] * 2]):  # noqa: B905
+        inputs = inputs * 3
+        owner = layer.affine if isinstance(layer, SRMAffine) else layer
+        nn.utils.prune.l1_unstructured(owner, "weight", 0.5)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        for _ in range(3):
+            layer(inputs).sum().backward()
+            optimizer.step()
+        layer(inputs)
+        applied = owner.weight if owner is not layer else layer.effective_weight()
+        assert (applied[owner.weight_mask == 0] == 0).all() and applied[owner.weight_mask == 1].all()
+        assert owner.weight_orig.grad[owner.weight_mask == 1].any()
+
+
+def test_parametrized_weights_of_torch():
+    layer = SRMLinear(8, 4, weight_norm=False)
+    nn.utils.parametrizations.spectral_norm(layer)
+    layer(torch.rand(2, 9, 8) * 5).sum().backward()
+    assert layer.parametrizations.weight.original.grad.any()
+
+
+@pytest.mark.parametrize(("fan_in", "normalised"), [(1, False), (2, False), (3, True)])
+def test_a_small_fan_in_has_a_default(fan_in, normalised):
+    """Of one or two weights the normalisation would leave nothing to learn but the gain."""
+    torch.manual_seed(0)
+    for layer in (SRMLinear(fan_in, 400), SRMConv1d(1, 400, fan_in), SRMRecurrent(fan_in, 400)):
+        assert (layer.norm_weight is not None) == normalised
+        assert 0.8 < layer.effective_weight().std() < 1.2  # the scale is the same in either case
+    layer = SRMLinear(fan_in, 30, output=True)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+    inputs = 2 * torch.rand(64, 1, fan_in).expand(-1, 10, -1)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = (layer(inputs).mean(1) - inputs[:, 0, :1] / 6).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+# Convolutions
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -85,6 +328,21 @@ def test_pooling_hands_each_window_the_whole_gradient():
     torch.testing.assert_close(spikes.grad, expected.repeat_interleave(2, -1).repeat_interleave(2, -2))
     kept = F.avg_pool2d((spikes.grad * spikes).flatten(0, 1), 2).unflatten(0, (2, 3)) * 4
     torch.testing.assert_close(kept, torch.where(pooled == 0, 0, grad))
+
+
+def test_pooling_under_the_surrogate_gradient_is_plain():
+    spikes = (torch.rand(2, 3, 4, 6, 6) < 0.3).float().requires_grad_()
+    pooled = SpikeAvgPool2d(2, gradient="surrogate")(spikes)
+    grad = torch.randn_like(pooled)
+    (expected,) = torch.autograd.grad(F.avg_pool2d(spikes.flatten(0, 1), 2), spikes, grad.flatten(0, 1))
+    assert torch.equal(torch.autograd.grad(pooled, spikes, grad)[0], expected)
+
+
+def test_pooling_refuses_second_derivatives():
+    spikes = torch.ones(1, 1, 1, 2, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(SpikeAvgPool2d(2)(spikes).square().sum(), spikes, create_graph=True)
+    with pytest.raises(RuntimeError, match="SpikeAvgPool2d cannot be differentiated twice"):
+        first.sum().backward()
 
 
 def test_overlapping_pooling_windows_add_up():
@@ -184,16 +442,21 @@ def test_calibration_keeps_a_deep_network_alive():
 class TestBadInput:
     def test_layers(self):
         cases = [
-            (lambda: SRMLinear(0, 3), r"sizes of the weight must be positive, got \[3, 0\]"),
-            (lambda: SRMLinear(1, 3), "weight_norm=True needs a fan-in of at least 2, got 1"),
+            (lambda: SRMLinear(0, 3), "in_features must be finite and ≥ 1, got 0"),
+            (lambda: SRMLinear(1, 3, weight_norm=True), "weight_norm=True needs a fan-in of at least 2, got 1"),
+            (lambda: SRMRecurrent(4, 3, output=True), "output must be False for SRMRecurrent, got True"),
+            (lambda: SRMRecurrent(4, 3)(torch.ones(2, 0, 4), return_state=True), "at least one step to return a state"),
+            (
+                lambda: SRMConv2d(2, 3, 3)(torch.ones(2, 5, 4, 6, 6)),
+                r"inputs must have 2 entries on axis 2 \(in_channels\)",
+            ),
+            (lambda: SRMNeuron(output=2), "output must be one of .* got 2"),
+            (lambda: SpikeAvgPool2d(2, gradient="none"), "gradient must be one of .* got 'none'"),
             (lambda: SRMLinear(2, 3, time_gradient_scale=-1), "time_gradient_scale must be finite and ≥ 0, got -1"),
             (lambda: SRMLinear(2, 3, eps=0.0), "eps must be finite and > 0, got 0.0"),
-            (
-                lambda: SRMConv2d(4, 6, 3, groups=4),
-                "groups must divide in_channels and out_channels, got 4 for 4 and 6",
-            ),
-            (lambda: SRMConv2d(4, 6, 3, padding="full"), "padding must be an int, a pair, .* got 'full'"),
-            (lambda: SRMConv2d(4, 6, 3, padding="same", stride=2), 'padding="same" needs stride 1'),
+            (lambda: SRMConv2d(4, 6, 3, groups=4), "out_channels must be divisible by groups"),
+            (lambda: SRMConv2d(4, 6, 3, padding="full"), "Invalid padding string 'full'"),
+            (lambda: SRMConv2d(4, 6, 3, padding="same", stride=2), "padding='same' is not supported for strided"),
             (lambda: SpikeAvgPool2d(2)(torch.ones(1, 2, 3, 3)), r"inputs must have the shape \[batch, time, channels"),
             (lambda: BatchNorm1d(3)(torch.ones(2, 4)), r"inputs must have 3 features on axis 1, got \[2, 4\]"),
             (
@@ -210,10 +473,21 @@ class TestBadInput:
         cases = [
             (lambda: SRMConv2d(1, 1, 3, stride=0), ValueError, "stride must be finite and ≥ 1, got 0"),
             (lambda: SRMConv2d(1, 1, 3, padding=-1), ValueError, "padding must be finite and ≥ 0, got -1"),
-            (lambda: SRMConv2d(1, 1, (3, 3, 3)), TypeError, r"kernel_size must be an int or a pair .* got \(3, 3, 3\)"),
-            (lambda: SRMConv2d(1, 1, 3, dilation=1.5), TypeError, "dilation must be an int or a pair"),
+            (
+                lambda: SRMConv2d(1, 1, (3, 3, 3)),
+                TypeError,
+                r"kernel_size must be an int or a tuple .* got \(3, 3, 3\)",
+            ),
+            (lambda: SRMConv2d(1, 1, 3, dilation=1.5), TypeError, "dilation must be an int or a tuple"),
             (lambda: SpikeAvgPool2d((2, "2")), TypeError, "kernel_size must be an int, got '2' of type str"),
             (lambda: SRMLinear(2, 2, eps="a"), TypeError, "eps must be a number, got 'a' of type str"),
+            (lambda: SRMLinear(4.0, 3), TypeError, "in_features must be an int, got 4.0 of type float"),
+            (lambda: SRMConv2d(1, True, 3), TypeError, "out_channels must be an int, got True of type bool"),
+            (
+                lambda: SRMRecurrent(2, 3)(torch.ones(1, 2, 2), SRMState(*[torch.zeros(1, 3)] * 3)),
+                TypeError,
+                "state must be an SRMRecurrentState or None, got SRMState",
+            ),
         ]
         for call, error, message in cases:
             with pytest.raises(error, match=message):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_srm_scan import random, run
 
-from srm_triton import SRMLinear, SRMParameters, srm_scan, use_backend
+from srm_triton import SRMLinear, srm_scan, use_backend
 from srm_triton.backend import resolve_backend
 from srm_triton.kernels import native
-from srm_triton.ops.srm_scan import scan_backward, scan_forward
 
 CPU = torch.device("cpu")
 needs_library = pytest.mark.skipif(native.problem() is not None, reason=f"the C library is {native.problem()}")
@@ -89,34 +89,26 @@ def test_every_number_of_threads_gives_the_same(shape, number_of_threads):
     generator = torch.Generator().manual_seed(0)
     current = torch.randn(shape, generator=generator) + 0.5
     grad = torch.randn(shape, generator=generator)
-    parameters = SRMParameters()
     results = []
     for threads in (1, 2, 3):
         number_of_threads(threads)
-        spikes, states = scan_forward(current, parameters, 1, keep_states=True)
-        paths = scan_backward(grad, current, states, None, parameters, 1, True, True, "native")
-        results.append((spikes, *paths))
+        results.append(run(current, grad, backend="native", output=True))
     assert current.numel() >= native._PARALLEL_FROM
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 
 
 @needs_library
-def test_what_is_not_a_number_equals_the_references():
-    """A bad gradient or potential at an event, which only a label spike of one's own making can be."""
-    generator = torch.Generator().manual_seed(0)
-    current, grad = torch.randn(2, 4, 20, 50, generator=generator)
+def test_gradients_that_are_no_numbers_equal_the_references():
+    current, grad = random(4, 20, 50, shift=0.5).float(), random(4, 20, 50, seed=1).float()
     current[0, 5, :25] = torch.nan
-    grad[1, 5:, 10:] = torch.tensor(float("inf"))
+    grad[1, 5:, 10:] = torch.inf
     grad[2, 5:, 10:] = torch.nan
-    label_steps = torch.randint(-1, 20, (4, 50), dtype=torch.int32, generator=generator)
-    results = [
-        scan_backward(grad, current, current.new_empty(0), label_steps, SRMParameters(), 1, True, True, backend)
-        for backend in ("reference", "native")
-    ]
-    for expected, result in zip(*results, strict=True):
-        assert expected.isnan().any() and not expected.isnan().all()
-        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    for rule in ("event", "arctan"):
+        results = [run(current, grad, backend=backend, rule=rule, output=True) for backend in ("reference", "native")]
+        for expected, result in zip(*results, strict=True):
+            torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+        assert results[0][1].isnan().any() and not results[0][1].isnan().all()
 
 
 @needs_library

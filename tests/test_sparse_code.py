@@ -48,8 +48,7 @@ def test_equals_the_equations(backend, iterations, device):
 
 
 @pytest.mark.parametrize(("features", "atoms"), [(20, 10), (20, 20), (20, 80), (1, 3), (5, 1)])
-@pytest.mark.parametrize("sparsity", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("sparsity", "dtype"), [(0.01, torch.float64), (0.1, torch.float32), (1.0, torch.float64)])
 def test_converges_to_the_objective_of_scikit_learn(features, atoms, sparsity, dtype):
     inputs, dictionary = problem(features, atoms, dtype=dtype)
     codes = sparse_encode(inputs, dictionary, sparsity, iterations=2500)
@@ -185,7 +184,6 @@ ONES = torch.ones(2, 3)
         (lambda: sparse_encode(ONES, torch.ones(3, 0), 0.1), ValueError, "at least one feature and one atom"),
         (lambda: sparse_encode(torch.tensor(1.0), torch.eye(1), 0.1), ValueError, r"inputs must have the shape"),
         (lambda: sparse_encode(ONES, torch.eye(3), 0), ValueError, "sparsity must be finite and > 0, got 0"),
-        (lambda: sparse_encode(ONES, torch.eye(3), -0.1), ValueError, "sparsity must be finite and > 0, got -0.1"),
         (lambda: sparse_encode(ONES, torch.eye(3), "1"), TypeError, "sparsity must be a number"),
         (lambda: sparse_encode(ONES, torch.eye(3), 0.1, 0), ValueError, "iterations must be finite and ≥ 1, got 0"),
         (lambda: sparse_encode(ONES, torch.eye(3), 0.1, 1.5), TypeError, "iterations must be an int"),

@@ -18,12 +18,12 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 from srm_triton import (
     BatchNorm1d,
-    LabelledSpikes,
     SpikeAvgPool2d,
     SRMConv2d,
     SRMLinear,
     SRMNeuron,
     SRMParameters,
+    SRMState,
     batch_norm,
     count_loss,
     srm_linear,
@@ -44,8 +44,8 @@ class Network(nn.Module):
         self.neurons = nn.Sequential(nn.Linear(16, 16), SRMNeuron(EARLY))
         convolution = SRMConv2d(1, 4, 3, padding="same", parameters=EARLY)
         self.convolution = nn.Sequential(nn.Unflatten(2, (1, 4, 4)), convolution, SpikeAvgPool2d(2), nn.Flatten(2))
-        self.hidden = SRMLinear(16, 8, EARLY, weight_norm=False)
-        self.output = SRMLinear(8, 3, EARLY)
+        self.hidden = SRMLinear(16, 8, EARLY, weight_norm=False, bias=True)
+        self.output = SRMLinear(8, 3, EARLY, learn=("tau_m",), output=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.hidden(self.convolution(self.neurons(self.normalisation(inputs).transpose(1, 2))))
@@ -97,12 +97,9 @@ class WithoutGradient(torch.autograd.Function):
         return None
 
 
-@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 2, 0])])
-def test_only_gradients_that_mean_something_are_made(labels, device):
+def test_only_gradients_that_mean_something_are_made(device):
     weight = torch.randn(5, 6, device=device).requires_grad_()
-    inputs = torch.rand(4, 9, 6, device=device)
-    result = srm_linear(inputs, weight, labels=None if labels is None else labels.to(device))
-    spikes = result if labels is None else result.training_spikes
+    spikes = srm_linear(torch.rand(4, 9, 6, device=device), weight, output=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
         spikes.backward(torch.ones_like(spikes), retain_graph=True)
     # what else the function returns gets no gradient, not even of zeros
@@ -138,15 +135,11 @@ def test_compiled_where_nothing_requires_a_gradient(device):
 
 @ignores_warnings
 @pytest.mark.parametrize("label", [-100, -1, 3])
-@pytest.mark.parametrize("loss", ["count_loss", "srm_linear"])
 @pytest.mark.parametrize("transform", [partial(torch.compile, backend="eager"), vmap])
-def test_labels_out_of_range_where_no_check_can_look(label, loss, transform, device):
+def test_labels_out_of_range_where_no_check_can_look(label, transform, device):
     labels = torch.tensor([[label, 0], [0, 1]], device=device)
-    spikes, weight = torch.ones(2, 2, 5, 3, device=device), torch.ones(3, 3, device=device)
-    if loss == "count_loss":
-        function = lambda spikes, labels: count_loss(spikes, labels, desired=4, undesired=1)  # noqa: E731
-    else:
-        function = lambda spikes, labels: srm_linear(spikes, weight, labels=labels).training_spikes  # noqa: E731
+    spikes = torch.ones(2, 2, 5, 3, device=device)
+    function = lambda spikes, labels: count_loss(spikes, labels, desired=4, undesired=1)  # noqa: E731
     arguments = (spikes, labels) if transform is vmap else (spikes[0], labels[0])
     with pytest.raises((RuntimeError, IndexError), match=r"out of bounds|out of range"):
         transform(function)(*arguments)
@@ -156,11 +149,11 @@ def test_labels_out_of_range_where_no_check_can_look(label, loss, transform, dev
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_compiled_by_the_default_backend(device):
     torch.manual_seed(0)
-    layer = SRMLinear(6, 3, EARLY).to(device)
-    inputs, labels = torch.rand(4, 5, 6, device=device).requires_grad_(), torch.arange(4, device=device) % 3
+    layer = SRMLinear(6, 3, EARLY, learn=("threshold", "tau_s"), output=True).to(device)
+    inputs = torch.rand(4, 5, 6, device=device).requires_grad_()
 
-    def differentiate(function: Callable[..., LabelledSpikes]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        spikes = function(inputs, labels).training_spikes
+    def differentiate(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        spikes = function(inputs)
         return spikes, torch.autograd.grad(spikes.sum(), [inputs, *layer.parameters()])
 
     (spikes, gradients), expected = differentiate(torch.compile(layer, fullgraph=True)), differentiate(layer)
@@ -240,39 +233,48 @@ def test_several_networks_at_once(backend, device):
     assert_close(results, expected, 3e-6)  # up to 2e-6, interpreted
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_label_spikes_of_each_sample(batch_first, device):
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(6, 9, 5, dtype=torch.float64, generator=generator).to(device)
-    weight = (0.4 * torch.randn(3, 5, dtype=torch.float64, generator=generator)).to(device).requires_grad_()
-    labels = torch.arange(6, device=device) % 3
-    outputs = srm_linear(inputs, weight, labels=labels)
-    scale = torch.randn(6, 9, 3, dtype=torch.float64, generator=generator).to(device)
-    (expected,) = torch.autograd.grad((outputs.training_spikes * scale).sum(), weight)
-
-    def loss(weight: Tensor, inputs: Tensor, label: Tensor, scale: Tensor) -> tuple[Tensor, LabelledSpikes]:
-        sample = inputs[None] if batch_first else inputs[:, None]
-        result = srm_linear(sample, weight, labels=label[None], batch_first=batch_first)
-        result = LabelledSpikes(*(spikes.flatten(0, 1) for spikes in result))
-        return (result.training_spikes * scale).sum(), result
-
-    gradients, results = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0, 0))(weight, inputs, labels, scale)
-    assert all(map(torch.equal, results, outputs)) and not torch.equal(*results)
-    torch.testing.assert_close(gradients.sum(0), expected, rtol=1e-13, atol=1e-13)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mapped", [0, 1, 2, 3])
 def test_mapped_scans(mapped, backend, device):
     current = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).to(device) + 0.7
     current = current.movedim(0, mapped)
-    for function in (srm_scan, srm_trace, lambda x: srm_scan(x, batch_first=False), lambda x: srm_scan(x[:, :, 0])):
+    constants = SRMParameters(threshold=torch.linspace(0.5, 1.5, 6))
+    functions = (
+        lambda x: srm_scan(x, constants),
+        srm_trace,
+        lambda x: srm_scan(x, batch_first=False),
+        lambda x: srm_scan(x[:, :, 0], return_state=True)[1],
+    )
+    for function in functions:
         with use_backend(backend):
             results = vmap(function, in_dims=mapped)(current)
             expected = [function(one) for one in current.unbind(mapped)]
         if isinstance(results, Tensor):
             results, expected = [results], [[one] for one in expected]
         assert same(list(results), [torch.stack(ones) for ones in zip(*expected, strict=True)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels", [1, 6])
+def test_mapped_constants_and_states(channels, backend, device):
+    """Several neurons on one current, with the gradients of each."""
+    generator = torch.Generator().manual_seed(0)
+    current = torch.randn(4, 5, 6, dtype=torch.float64, generator=generator).to(device) + 0.7
+    thresholds = torch.rand(3, channels, dtype=torch.float64, generator=generator).to(device) + 0.5
+    states = torch.rand(3, 3, 4, 6, dtype=torch.float64, generator=generator).to(device)
+
+    def loss(threshold: Tensor, state: Tensor, current: Tensor) -> Tensor:
+        parameters = SRMParameters(threshold=threshold)
+        spikes, final = srm_scan(current, parameters, SRMState(*state), return_state=True, output=True)
+        return spikes.sum() + sum(part.square().sum() for part in final)
+
+    gradients = grad(loss, argnums=(0, 1, 2))
+    with use_backend(backend):
+        results = vmap(gradients, in_dims=(0, 0, None))(thresholds, states, current)
+        expected = [gradients(*one, current) for one in zip(thresholds, states, strict=True)]
+    for result, ones in zip(results, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(result, torch.stack(ones), rtol=1e-12, atol=1e-12)
+        assert result.count_nonzero()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -372,7 +374,7 @@ def test_copies_before_and_after_training(steps, device, tmp_path):
 
 def test_copies_of_parameters():
     for copied in (copy.copy(EARLY), copy.deepcopy(EARLY), pickle.loads(pickle.dumps(EARLY))):
-        assert copied == EARLY and hash(copied) == hash(EARLY) and copied.decays == EARLY.decays
+        assert copied == EARLY and hash(copied) == hash(EARLY) and torch.equal(copied.threshold, EARLY.threshold)
         with pytest.raises(AttributeError):
             copied.threshold = 1.0
 

@@ -16,14 +16,13 @@ correction = 1 but d = M, which is not the gradient of its own forward; ``gradie
 large; the backward needs x, γ and, for each feature, these two and v.
 """
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
-from srm_triton.checks import check_goes_with, check_option, check_size, check_tensor
+from srm_triton.checks import check_goes_with, check_number, check_option, check_size, check_tensor
 from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
@@ -315,10 +314,7 @@ def _checked_normalise(
     check_option("dim", dim, (0, 1))
     check_option("correction", correction, (0, 1))
     check_option("gradient", gradient, get_args(Gradient))
-    if not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be positive and finite, got {eps}")
+    check_number("eps", eps, 0, above=True)
     _check_vector("weight", weight, inputs, 1 - dim)
     _check_vector("bias", bias, inputs, 1 - dim)
     if inputs.shape[dim] <= correction:

@@ -556,9 +556,10 @@ def srm_trace(
         >>> srm_trace(torch.tensor([[1.0, 1.0]])).membrane
         tensor([[0.3333, 0.8222]])
     """
-    initial, constants, time_axis = _check(current.detach(), check_parameters(parameters), state, batch_first)
+    initial, constants, time_axis = _check(current, check_parameters(parameters), state, batch_first)
+    current, constants = current.detach(), constants.detach()
     initial = None if initial is None else initial.detach()
-    values = _trace(current.detach(), constants.detach(), initial, time_axis, requested_backend())
+    values = _trace(current, constants, initial, time_axis, requested_backend())
     spikes, membrane, gradient_trace = values
     before = membrane.masked_fill(spikes != 0, 0).movedim(time_axis, 0)
     first = torch.zeros_like(before[:1]) if initial is None else initial[:1]
@@ -606,6 +607,11 @@ def _check(
 def _check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
     if state is None:
         return None
+    if isinstance(state, Tensor):
+        raise TypeError(
+            "state must be an SRMState or None, got a Tensor; layers take no labels: those belong to the loss, and "
+            "silent output neurons learn in a layer made with output=True"
+        )
     if not isinstance(state, tuple) or len(state) != 3 or not all(isinstance(part, Tensor) for part in state):
         raise TypeError(f"state must be an SRMState of three tensors or None, got {type(state).__name__}")
     dtype = accumulator_dtype(current.dtype)
