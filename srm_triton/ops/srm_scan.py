@@ -48,7 +48,6 @@ from srm_triton.functions import Function, Gradients, once_differentiable, trans
 from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, stack_state, unstack_state
-from srm_triton.tuning_cache import find_configuration
 
 _LEARNED = 0, 3, 4  # rows of a_m, 1/τ_s and θ in the constants
 
@@ -173,8 +172,7 @@ def _scan(
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        tuned = find_configuration("srm_scan_forward", current, time_axis)
-        kernel.forward(current, constants, initial, *outputs, None, None, time_axis, tuned)
+        kernel.forward(current, constants, initial, *outputs, None, None, time_axis)
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, final, events, None, None, time_axis)
     else:
@@ -232,7 +230,7 @@ def _trace(
 
         unused, no_events = membrane.new_empty(0), membrane.new_empty(0, dtype=torch.int32)
         kernel.forward(
-            current, constants, initial, spikes, unused, unused, no_events, membrane, gradient_trace, time_axis, None
+            current, constants, initial, spikes, unused, unused, no_events, membrane, gradient_trace, time_axis
         )
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, None, None, membrane, gradient_trace, time_axis)
@@ -282,10 +280,7 @@ def _scan_backward(
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        tuned = find_configuration("srm_scan_backward", current, time_axis)
-        kernel.backward(
-            *gradients, current, constants, initial, checkpoints, events, *results, time_axis, gradient, tuned
-        )
+        kernel.backward(*gradients, current, constants, initial, checkpoints, events, *results, time_axis, gradient)
     elif chosen == "native":
         native.scan_backward(*gradients, current, constants, initial, events, *results, time_axis, gradient)
     else:
