@@ -207,7 +207,7 @@ class WeightedLayer(SRMLayer):
                 nn.init.constant_(vector, value)
 
     def effective_weight(self) -> Tensor:
-        """The weight that the layer applies: the raw one, or normalised over each output's fan-in; pruned ones are 0."""
+        """The weight that the layer applies: raw, or normalised over each output's fan-in; pruned ones are 0."""
         return self._normalised("weight", self.norm_weight, self.norm_bias)
 
     def _normalised(self, name: str, gain: Tensor | None, offset: Tensor | None) -> Tensor:
@@ -321,7 +321,7 @@ class _SRMConvolution(WeightedLayer):
             for name, value, smallest in (*windows, ("dilation", dilation, 1))
         ]
         super().__init__(
-            in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype  # type: ignore[call-arg]
+            in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype
         )  # fmt: skip
         self._add_neurons(out_channels, parameters, device, dtype, **options)
         self._add_norm(weight_norm, eps)
@@ -484,7 +484,7 @@ class SRMRecurrent(SRMLinear):
         """The weight that the layer applies to its own spikes."""
         return self._normalised("recurrent_weight", self.recurrent_norm_weight, self.recurrent_norm_bias)
 
-    def forward(self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False) -> Any:
+    def forward(self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False) -> Any:  # type: ignore[override]
         """Returns spikes, and with `return_state` an `SRMRecurrentState`; arguments as in the other layers."""
         if state is not None and not isinstance(state, SRMRecurrentState):
             raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")

@@ -68,7 +68,7 @@ MODULES = {
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", MODULES)
 def test_any_affine_module(name, device):
-    """Its parameters receive what the weight path gives an ordinary layer, its inputs the transpose of the time path."""
+    """Its parameters receive what the weight path gives an ordinary layer, its inputs the transposed time path."""
     torch.manual_seed(0)
     make, shape = MODULES[name]
     layer = network(make(), time_gradient_scale=0.7).to(device)
