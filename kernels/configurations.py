@@ -1,40 +1,162 @@
-"""What the launchers of the scan may choose, none of which changes a result, and the choices worth timing.
+"""What launchers may choose, and the choice: what was tuned for a launch's class of sizes, else the usual.
 
-Batch normalisation has no such choice: its tiles and warps decide the order of its sums.
+A kernel's module declares its choices as a `Tunable` and launches with what `Tunable.choose` returns. The file of tuned
+configurations, which `srm_triton.tuning` makes, is read once, as a process first launches a compiled kernel.
 """
 
+import json
+import threading
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+FORMAT = "srm-triton tuning 2"
+_INSTEAD = "; the usual configurations serve instead"
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """How many neurons a program takes, a power of 2, and with how many warps."""
+class TuningError(ValueError):
+    """Nothing can be tuned here, or a tuning file cannot be used; the message says why and what is allowed."""
+
+
+class TuningWarning(UserWarning):
+    """A tuning file, or a part of it, is not used; the kernels run as if it had not been tuned."""
+
+
+class Configuration(NamedTuple):
+    """The elements that a program takes, a power of 2, and its warps."""
 
     block: int
     num_warps: int
 
 
-# Up to four neurons a thread in the forward. In the backward, whose registers hold no more, one a thread, where a warp
-# has 32 threads (NVIDIA) or 64 (AMD).
-CANDIDATES = {
-    "srm_scan_forward": (
-        Configuration(32, 1),
-        Configuration(64, 1),
-        Configuration(128, 1),
-        Configuration(128, 2),
-        Configuration(128, 4),
-        Configuration(256, 4),
-        Configuration(512, 4),
-        Configuration(512, 8),
-    ),
-    "srm_scan_backward": (
-        Configuration(32, 1),
-        Configuration(64, 1),
-        Configuration(64, 2),
-        Configuration(128, 2),
-        Configuration(128, 4),
-        Configuration(256, 4),
-        Configuration(256, 8),
-        Configuration(512, 16),
-    ),
-}
+Entries = dict[str, dict[str, float]]
+"""What a tuning file holds: for a class of launches, in words, the fastest configuration and its milliseconds."""
+
+# Process-wide, like torch.backends' flags: custom ops, whose launchers look here, take no such arguments.
+lock = threading.RLock()
+choices: dict[tuple, Any] = {}  # of the classes that were launched
+tuner: Callable[..., Any] | None = None  # chooses, in place of the file, while kernels are tuned
+_loaded: Entries | None = None
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A kernel's choices; a configuration is a NamedTuple of ints."""
+
+    name: str
+    sizes: str  # a class of sizes in words, with {} for each number that `choose` is given
+    candidates: Callable[[int], Sequence[Any]]  # worth timing, the usual one first, for the threads of a warp
+    interpreted: Any  # the one in Triton's interpreter, where a program costs the same whatever its size
+    tolerance: float = 0.0  # between two candidates' results, as a part of the largest; 0 demands the same bits
+
+    def choose(
+        self, tensor: torch.Tensor, sizes: tuple, launch: Callable[[Any], object], outputs: Sequence[torch.Tensor]
+    ) -> Any:
+        """Returns the configuration for a launch on the device of `tensor`, the current one, and a class of sizes.
+
+        While kernels are tuned, it calls `launch` many times, with each candidate; `outputs` are all tensors that this
+        fills, none of which it reads.
+        """
+        key = self.name, tensor.device, tensor.dtype, *sizes
+        choice = choices.get(key)
+        if choice is not None:
+            return choice
+        warp = warp_size()
+        if warp is None:
+            return self.interpreted
+        with lock:
+            if key not in choices:
+                where = torch.cuda.get_device_name(tensor.device) if tensor.is_cuda else tensor.device
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                case = f"{self.name}, {self.sizes.format(*sizes)}, {dtype} on {where}, {', '.join(versions())}"
+                candidates = self.candidates(warp)
+                choices[key] = tuner(self, case, candidates, launch, outputs) if tuner else _tuned(case, candidates)
+            return choices[key]
+
+
+def _tuned(case: str, candidates: Sequence[Any]) -> Any:
+    entry = (load() if _loaded is None else _loaded).get(case, {})
+    fitting = [candidate for candidate in candidates if candidate._asdict().items() <= entry.items()]
+    if entry and not fitting:
+        warnings.warn(f"{entry} is no candidate for {case}{_INSTEAD}", TuningWarning, stacklevel=4)
+    return (fitting or candidates)[0]
+
+
+def warp_size() -> int | None:
+    """Returns the threads of a warp of the current GPU; None where there is none or Triton interprets."""
+    from . import launch
+
+    return launch.warp_size() if torch.cuda.is_available() and not launch.interpreted() else None
+
+
+def versions() -> list[str]:
+    """Returns the packages that a tuned configuration depends on, each with its version."""
+    try:
+        from triton import __version__ as triton_version  # its distribution has another name for ROCm
+    except ImportError:
+        triton_version = "missing"
+    return [f"srm_triton {version('srm-triton')}", f"torch {torch.__version__}", f"triton {triton_version}"]
+
+
+def default_path() -> Path:
+    """Returns ``~/.cache/srm-triton/tuning.json``; a `TuningError` says that there is no home folder."""
+    try:
+        return Path.home() / ".cache" / "srm-triton" / "tuning.json"
+    except RuntimeError as error:
+        raise TuningError(f"no place for tuning.json ({error}); give a path") from error
+
+
+def read(path: Path) -> Entries:
+    """Returns the entries of a tuning file, none where there is no file; a `TuningError` says that it is unusable."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r:.40}")
+        entries: Entries = content["entries"]
+        if not all(isinstance(part, dict) for part in (entries, *entries.values())):
+            raise ValueError("its entries are of another type")
+        return entries
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise TuningError(f"{path}: not a whole file of the format {FORMAT!r} ({error}); move or remove it") from error
+
+
+def load(path: Path | None = None) -> Entries:
+    """Reads a tuning file, None for the default one, for all launches of this process from now on.
+
+    What cannot be used counts as absent and gives a `TuningWarning`. Without this, the first launch reads the default.
+    """
+    global _loaded
+    entries, problem, here = {}, None, ", ".join(versions())
+    with lock:
+        try:
+            path = path or default_path()
+            entries = read(path)
+            if entries and not any(case.endswith(here) for case in entries):
+                problem = f"{path}: tuned for other versions than those here, {here}"
+        except TuningError as error:
+            problem = str(error)
+        choices.clear()
+        _loaded = entries
+        if problem:
+            warnings.warn(problem + _INSTEAD, TuningWarning, stacklevel=2)
+        return entries
+
+
+def loaded() -> Entries | None:
+    """Returns the entries that this process read, None if it has not read a file."""
+    return _loaded
+
+
+def unload() -> None:
+    """Forgets what was read and tuned; the next launch on a GPU reads the default file."""
+    global _loaded
+    with lock:
+        choices.clear()
+        _loaded = None

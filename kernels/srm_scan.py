@@ -6,6 +6,8 @@ the forward stored at the chunk's start. Neurons are counted in memory order wit
 compiled kernel serves every shape, layout and constant. Equations and names: `srm_triton/ops/srm_scan.py`.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ import triton
 from triton import language as tl
 
 from . import SRM_SCAN_RISE, SRM_SCAN_RULES, launch, srm_scan_chunk
-from .configurations import Configuration
+from .configurations import Configuration, Tunable
 from .layout import memory_order, outer_time_inner
 
 
@@ -305,9 +307,17 @@ def srm_scan_backward_kernel(
         _store_state(grad_constants, n, neurons, True, (to_membrane_decay, to_rise, to_threshold))
 
 
-def usual_configuration() -> Configuration:
-    """A neuron a thread and as many warps as a multiprocessor has schedulers; interpreted, large blocks."""
-    return Configuration(4096, 4) if launch.interpreted() else Configuration(128, 128 // launch.warp_size())
+def _neuron_a_thread(warp: int) -> list[Configuration]:
+    return [Configuration(block, max(block // warp, 1)) for block in (128, 32, 64, 256)]
+
+
+def _up_to_two_a_thread(warp: int) -> list[Configuration]:  # more than the registers of the backward hold
+    return [*_neuron_a_thread(warp), Configuration(128, 64 // warp), Configuration(256, 128 // warp)]
+
+
+_SIZES, _INTERPRETED = "T ≤ {}, neurons ≤ 2^{}", Configuration(4096, 4)
+FORWARD = Tunable("srm_scan_forward", _SIZES, _up_to_two_a_thread, _INTERPRETED)
+BACKWARD = Tunable("srm_scan_backward", _SIZES, _neuron_a_thread, _INTERPRETED)
 
 
 class _Neurons:
@@ -337,19 +347,34 @@ class _Neurons:
         if tensor is not None and flat is not None and flat.data_ptr() != tensor.data_ptr():
             tensor.permute(*range(leading), *(leading + axis for axis in self.order)).copy_(flat)
 
-    def run(self, kernel: Any, *arguments: Any, configuration: Configuration | None, **constants: Any) -> None:
-        """Launches a kernel over all neurons."""
-        configuration = configuration or usual_configuration()
-        grid = (triton.cdiv(self.sizes[1], configuration.block),)
-        with launch.device_of(self.current):
-            kernel[grid](
+    def run(
+        self,
+        kernel: Any,
+        *arguments: Any,
+        tunable: Tunable,
+        configuration: Configuration | None,
+        outputs: Sequence[torch.Tensor | None],
+        **constants: Any,
+    ) -> None:
+        """Launches a kernel over all neurons; `outputs` are those of its arguments that it fills."""
+        steps, neurons, *_ = self.sizes
+        chunk = srm_scan_chunk(steps, self.current.itemsize)
+
+        def start(configuration: Configuration) -> None:
+            kernel[triton.cdiv(neurons, configuration.block),](
                 *arguments,
                 **constants,
-                CHUNK=srm_scan_chunk(self.steps, self.current.itemsize),
+                CHUNK=chunk,
                 BLOCK=configuration.block,
                 num_warps=configuration.num_warps,
                 enable_fp_fusion=False,
             )
+
+        with launch.device_of(self.current):
+            if configuration is None:
+                size_class = chunk if steps <= chunk else math.inf, (neurons - 1).bit_length()
+                configuration = tunable.choose(self.current, size_class, start, outputs)
+            start(configuration)
 
 
 def forward(
@@ -367,7 +392,7 @@ def forward(
 ) -> None:
     """Fills `spikes` and, where they have elements, the others; `membrane` and `gradient_trace` are laid out alike.
 
-    Without a `configuration` the usual one serves. Tensors are those of the ops in `srm_triton/ops/srm_scan.py`.
+    Without a `configuration`, the tuned or the usual one serves. Tensors are those of `srm_triton/ops/srm_scan.py`.
     """
     neurons = _Neurons(current, spikes, constants, time_axis)
     results = (final, 1), (checkpoints, 2), (events, 0)
@@ -386,7 +411,9 @@ def forward(
         *map(int, (initial is not None, *(tensor.numel() > 0 for tensor, _ in results))),
         RISE=SRM_SCAN_RISE,
         STORE_TRACE=membrane is not None,
+        tunable=FORWARD,
         configuration=configuration,
+        outputs=[spikes, *flat, membrane, gradient_trace],
     )
     for filled, (tensor, leading) in zip(flat, results, strict=True):
         neurons.hand_over(filled, tensor, leading)
@@ -410,7 +437,7 @@ def backward(
 ) -> None:
     """Fills those of the last four tensors that have elements; `grad_constants` is [3, *neurons], of a_m, 1/τ_s and θ.
 
-    Both paths are laid out alike. Without a `configuration` the usual one serves.
+    Both paths are laid out alike. Without a `configuration`, the tuned or the usual one serves.
     """
     like = next((path for path in (weight_path, time_path) if path.numel()), torch.empty_like(current))
     neurons = _Neurons(current, like, constants, time_axis)
@@ -436,7 +463,9 @@ def backward(
         *(int(tensor.numel() > 0) for tensor in (events, weight_path, time_path, grad_initial)),
         RULE=SRM_SCAN_RULES[rule],
         LEARN=grad_constants.numel() > 0,
+        tunable=BACKWARD,
         configuration=configuration,
+        outputs=[weight_path, time_path, *flat],
     )
     for filled, (tensor, leading) in zip(flat, results, strict=True):
         neurons.hand_over(filled, tensor, leading)

@@ -14,7 +14,7 @@ Source: the code of Zhu et al., NeurIPS 2022 and 2023.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -66,7 +66,7 @@ class Convolution:
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """[samples, in_channels, ...] to [samples, out_channels, ...]."""
-        convolve = CONVOLUTIONS[len(self.stride)]
+        convolve: Callable[..., Tensor] = CONVOLUTIONS[len(self.stride)]
         return convolve(samples, *tensors, self.stride, self.padding, self.dilation, self.groups)
 
     def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
@@ -143,6 +143,20 @@ class Rules:
         check_option("input_gradient", self.input_gradient, get_args(InputGradient))
         check_number("time_gradient_scale", self.time_gradient_scale, 0)
 
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "Rules":
+        """The rules that a caller's keyword arguments give.
+
+        Raises:
+            TypeError: for one that is no rule.
+        """
+        if unknown := options.keys() - {field.name for field in fields(cls)}:
+            raise TypeError(
+                f"unexpected keyword argument {min(unknown)!r}; rules are {', '.join(f.name for f in fields(cls))}, "
+                "and constants of the neurons go into parameters=SRMParameters(…)"
+            )
+        return cls(**options)
+
     @property
     def name(self) -> str:
         """The rule as the scan takes it."""
@@ -203,29 +217,33 @@ def spiking_affine(
     )
 
 
-def prepare_inputs(inputs: Any, dtype: torch.dtype, axes: str) -> Tensor:
-    """Checks inputs, and converts events (bool and integers, which need no gradient) to `dtype`.
+def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
+    """Checks inputs, and converts events (bool and integers, which need no gradient) to the weight's dtype.
 
     Raises:
         TypeError: for anything but a tensor of numbers, or of another floating-point dtype outside of autocast.
         ValueError: for another rank or device.
     """
     if isinstance(inputs, Tensor) and not inputs.is_floating_point() and not inputs.is_complex():
-        inputs = inputs.to(dtype)
+        inputs = inputs.to(weight.dtype)
     check_tensor("inputs", inputs, axes)
-    return inputs  # type: ignore[no-any-return]
+    kind = inputs.device.type
+    if not (kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)):
+        check_same("inputs", inputs, "weight", weight)
+    return inputs
+
+
+def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
+    if bias is not None:
+        check_tensor("bias", bias, "[channels]")
+        check_same("bias", bias, "weight", weight)
+        check_size("bias", bias, 0, len(weight), "channels of weight")
 
 
 def _repeats(inputs: Tensor, time_axis: int) -> bool:
     if torch.compiler.is_exporting():  # an exported program would take all inputs for such, unlike a compiled one
         return False
     return inputs.stride(time_axis) == 0 and inputs.shape[time_axis] > 1
-
-
-def _check_dtypes(inputs: Tensor, weight: Tensor) -> None:
-    device = inputs.device.type
-    if not (device in ("cpu", "cuda") and torch.is_autocast_enabled(device)):
-        check_same("inputs", inputs, "weight", weight)
 
 
 def srm_linear(
@@ -263,16 +281,16 @@ def srm_linear(
         tensor([[2., 2., 2.]])
     """
     check_tensor("weight", weight, "[out_features, in_features]")
-    inputs = prepare_inputs(inputs, weight.dtype, time_axes(batch_first, "in_features"))
+    inputs = prepare_inputs(inputs, weight, time_axes(batch_first, "in_features"))
     check_size("inputs", inputs, 2, weight.shape[1], "in_features of weight")
-    _check_dtypes(inputs, weight)
+    _check_bias(bias, weight)
     return spiking_affine(
         inputs,
         Linear(),
         (weight, bias),
         check_parameters(parameters),
         state,
-        Rules(**rules),
+        Rules.of(rules),
         return_state=return_state,
         batch_first=batch_first,
     )
@@ -322,10 +340,10 @@ def srm_conv2d(
         torch.Size([1, 4, 2, 3, 3])
     """
     check_tensor("weight", weight, "[out_channels, in_channels / groups, kernel_height, kernel_width]")
-    inputs = prepare_inputs(inputs, weight.dtype, time_axes(batch_first, "in_channels, height, width"))
+    inputs = prepare_inputs(inputs, weight, time_axes(batch_first, "in_channels, height, width"))
     check_number("groups", groups, 1, whole=True)
     check_size("inputs", inputs, 2, weight.shape[1] * groups, "in_channels of weight")
-    _check_dtypes(inputs, weight)
+    _check_bias(bias, weight)
     sizes = check_sizes("stride", stride, 1), check_sizes("padding", padding, 0), check_sizes("dilation", dilation, 1)
     return spiking_affine(
         inputs,
@@ -333,7 +351,7 @@ def srm_conv2d(
         (weight, bias),
         check_parameters(parameters),
         state,
-        Rules(**rules),
+        Rules.of(rules),
         return_state=return_state,
         batch_first=batch_first,
     )

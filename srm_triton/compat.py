@@ -1,9 +1,10 @@
 """The published names and signatures, for code that was written for them: change the import, and it runs.
 
-Results are the published ones, up to rounding, and so is the sign: layers hand on ∂L/∂(spike time), so a loss on spikes
-needs its gradient reversed where the network ends, as the published losses do. The gradient of the weight normalisation is
-the published one too, which divides by M where its own forward divides by M − 1. Two things differ: a neuron that never fires gets exact zeros, where the published kernels
-read past the end of their tables; and arguments are checked. For new code use `srm_triton.SRMLinear` and its siblings.
+Results are the published ones, up to rounding, and so is the sign: layers hand on ∂L/∂(spike time), so a loss on
+spikes needs its gradient reversed where the network ends, as the published losses do. The gradient of the weight
+normalisation is the published one too, which divides by M where its own forward divides by M − 1. Two things differ: a
+neuron that never fires gets exact zeros, where the published kernels read past the end of their tables; and arguments
+are checked. For new code use `srm_triton.SRMLinear` and its siblings.
 """
 
 from typing import Any
@@ -224,7 +225,7 @@ class _SeedLayer(nn.Module):
         return SRMParameters(self.taum, self.taus, self.taug, self.v_th)
 
     def _effective_weight(self) -> Tensor:
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.bn_weight is not None:
             rows = self.weight.flatten(1), self.bn_weight, self.bn_bias
             weight = batch_norm(*rows, dim=1, eps=float(self.eps), gradient="seed").view_as(weight)

@@ -52,7 +52,7 @@ def calibrate_gain(
         if isinstance(module, SRMLayer) and module.norm_weight is not None
     }
     if not layers:
-        raise ValueError("model must contain an SRMLinear or SRMConv2d with weight_norm=True")
+        raise ValueError("model must contain a spiking layer with a normalised weight, such as SRMLinear or SRMConv2d")
     initial = {name: _gain(layer).clone() for name, layer in layers.items()}
     rates: dict[str, float] = {}
 
@@ -67,7 +67,7 @@ def calibrate_gain(
 
         def spikes_at(factor: float) -> float:
             _gain(layer).copy_(initial[name] * factor)
-            late = layer.forward(layer_inputs).narrow(time_axis, start, steps - start)
+            late: Tensor = layer.forward(layer_inputs).narrow(time_axis, start, steps - start)
             rates[name] = float(late.float().mean())
             return rates[name] * steps
 

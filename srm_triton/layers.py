@@ -74,23 +74,19 @@ class SRMLayer(nn.Module):
         dtype: torch.dtype | None,
         *,
         learn: Iterable[str] = (),
-        gradient: Gradient = "event",
-        surrogate: Surrogate = "arctan",
-        output: bool = False,
-        input_gradient: InputGradient = "time",
-        time_gradient_scale: float = 0.85,
         batch_first: bool = True,
+        **rules: Any,
     ) -> None:
         """Makes a spiking layer of a module."""
-        self.rules = Rules(gradient, surrogate, output, input_gradient, time_gradient_scale)
+        self.rules = Rules.of(rules)
         self.batch_first = batch_first
         self.neuron = SRMNeuron(
             parameters,
             learn=learn,
             channels=channels,
-            gradient=gradient,
-            surrogate=surrogate,
-            output=output,
+            gradient=self.rules.gradient,
+            surrogate=self.rules.surrogate,
+            output=self.rules.output,
             batch_first=batch_first,
             device=device,
             dtype=dtype,
@@ -100,9 +96,7 @@ class SRMLayer(nn.Module):
         """Inputs that are checked and padded, the map, and what it is made of."""
         raise NotImplementedError
 
-    def forward(
-        self, inputs: Tensor, state: SRMState | None = None, *, return_state: bool = False
-    ) -> Tensor | tuple[Tensor, SRMState]:
+    def forward(self, inputs: Tensor, state: SRMState | None = None, *, return_state: bool = False) -> Any:
         """Returns spikes, and with `return_state` the state of the neurons after the last step.
 
         Args:
@@ -112,7 +106,7 @@ class SRMLayer(nn.Module):
         """
         inputs, affine, tensors = self._map(inputs)
         current, earlier = map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
-        return self.neuron.scan(current, earlier, state, return_state)  # type: ignore[no-any-return]
+        return self.neuron.scan(current, earlier, state, return_state)
 
 
 class SRMAffine(SRMLayer):
@@ -160,8 +154,8 @@ class SRMAffine(SRMLayer):
 
     def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
         named = dict(self.affine.named_parameters())
-        dtype = next((tensor.dtype for tensor in named.values()), torch.get_default_dtype())
-        inputs = prepare_inputs(inputs, dtype, time_axes(self.batch_first, "..."))
+        like = next(iter(named.values()), inputs)
+        inputs = prepare_inputs(inputs, like, time_axes(self.batch_first, "..."))
         by_inputs = isinstance(self.affine, CONVOLUTIONS)
         return inputs, ModuleMap(self.affine, tuple(named), by_inputs), tuple(named.values())
 
@@ -206,13 +200,14 @@ class WeightedLayer(SRMLayer):
         """
         if "neuron" not in self._modules:  # torch's module calls it before the layer is complete
             return
+        self.neuron.reset_parameters()
         _initialise(self.weight, nn.init.normal_ if self.narrow else nn.init.orthogonal_)
         for vector, value in ((self.norm_weight, 1.0), (self.norm_bias, 0.0), (self.bias, 0.0)):
             if vector is not None:
                 nn.init.constant_(vector, value)
 
     def effective_weight(self) -> Tensor:
-        """The weight that the layer applies: normalised over each output's fan-in, or the raw one; pruned ones are 0."""
+        """The weight that the layer applies: raw, or normalised over each output's fan-in; pruned ones are 0."""
         return self._normalised("weight", self.norm_weight, self.norm_bias)
 
     def _normalised(self, name: str, gain: Tensor | None, offset: Tensor | None) -> Tensor:
@@ -235,7 +230,7 @@ def _initialise(weight: Tensor, initialise: Any) -> None:
         weight.copy_(initialise(torch.empty_like(weight, dtype=exact)))
 
 
-class SRMLinear(WeightedLayer, nn.Linear):
+class SRMLinear(WeightedLayer, nn.Linear):  # type: ignore[misc]
     """A fully connected layer of SRM neurons.
 
     Args:
@@ -282,7 +277,7 @@ class SRMLinear(WeightedLayer, nn.Linear):
         self._add_norm(weight_norm, eps)
 
     def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
-        inputs = prepare_inputs(inputs, self.weight.dtype, time_axes(self.batch_first, "in_features"))
+        inputs = prepare_inputs(inputs, self.weight, time_axes(self.batch_first, "in_features"))
         check_size("inputs", inputs, 2, self.in_features, "in_features")
         return inputs, Linear(), (self.effective_weight(), self.bias)
 
@@ -326,14 +321,14 @@ class _SRMConvolution(WeightedLayer):
             for name, value, smallest in (*windows, ("dilation", dilation, 1))
         ]
         super().__init__(
-            in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype  # type: ignore[call-arg]
+            in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype
         )  # fmt: skip
         self._add_neurons(out_channels, parameters, device, dtype, **options)
         self._add_norm(weight_norm, eps)
 
     def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
         axes = time_axes(self.batch_first, f"in_channels, {', '.join(self.SPACE)}")
-        inputs = prepare_inputs(inputs, self.weight.dtype, axes)
+        inputs = prepare_inputs(inputs, self.weight, axes)
         check_size("inputs", inputs, 2, self.in_channels, "in_channels")
         padding, pads = self._paddings()
         if pads:
@@ -354,7 +349,7 @@ class _SRMConvolution(WeightedLayer):
         return (0,) * len(sides), [side for both in reversed(sides) for side in both]
 
 
-class SRMConv1d(_SRMConvolution, nn.Conv1d):
+class SRMConv1d(_SRMConvolution, nn.Conv1d):  # type: ignore[misc]
     """A 1-D convolution with SRM neurons at every output position; arguments as those of `SRMConv2d`.
 
     Shape:
@@ -368,7 +363,7 @@ class SRMConv1d(_SRMConvolution, nn.Conv1d):
     SPACE = ("length",)
 
 
-class SRMConv2d(_SRMConvolution, nn.Conv2d):
+class SRMConv2d(_SRMConvolution, nn.Conv2d):  # type: ignore[misc]
     """A 2-D convolution with SRM neurons at every output position.
 
     Args:
@@ -405,7 +400,7 @@ class SRMConv2d(_SRMConvolution, nn.Conv2d):
     SPACE = ("height", "width")
 
 
-class SRMConv3d(_SRMConvolution, nn.Conv3d):
+class SRMConv3d(_SRMConvolution, nn.Conv3d):  # type: ignore[misc]
     """A 3-D convolution with SRM neurons at every output position; arguments as those of `SRMConv2d`.
 
     Shape:
@@ -489,9 +484,7 @@ class SRMRecurrent(SRMLinear):
         """The weight that the layer applies to its own spikes."""
         return self._normalised("recurrent_weight", self.recurrent_norm_weight, self.recurrent_norm_bias)
 
-    def forward(  # type: ignore[override]
-        self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False
-    ) -> Tensor | tuple[Tensor, SRMRecurrentState]:
+    def forward(self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False) -> Any:  # type: ignore[override]
         """Returns spikes, and with `return_state` an `SRMRecurrentState`; arguments as in the other layers."""
         if state is not None and not isinstance(state, SRMRecurrentState):
             raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")
@@ -513,7 +506,7 @@ class SRMRecurrent(SRMLinear):
         outputs = torch.cat(spikes, time_axis) if spikes else torch.empty_like(current)
         if not return_state:
             return outputs
-        if last is None:
+        if last is None or neurons is None:
             raise ValueError(f"inputs must have at least one step to return a state, got {list(inputs.shape)}")
         return outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))
 

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from srm_triton.checks import check_number, check_option
 from srm_triton.functions import transforms_active
 from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
-from srm_triton.parameters import LOWER_BOUNDS, NAMES, SRMParameters, SRMState, check_parameters, check_range
+from srm_triton.parameters import (
+    LOWER_BOUNDS,
+    NAMES,
+    SRMParameters,
+    SRMState,
+    as_tensor,
+    check_parameters,
+    check_range,
+)
 
 LEARNABLE = ("threshold", "tau_m", "tau_s")
 
@@ -19,7 +27,7 @@ class SRMNeuron(nn.Module):
 
     The constants are buffers in float64 under their names, or, if they are learned, functions of parameters
     `raw_<name>` with a value for each channel, value = lower bound + exp(raw), so that they keep within their range;
-    `neuron.threshold` is the value in either case. All are part of the `state_dict`.
+    `neuron.threshold` is the value in either case, and may be set to another. All are part of the `state_dict`.
 
     The gradient with respect to the current is the weight path of the event rule, or the surrogate gradient. With the
     event rule it is right for whatever computes the current from parameters or from values, but it is not the gradient
@@ -43,7 +51,7 @@ class SRMNeuron(nn.Module):
 
     Raises:
         TypeError: for other `parameters`.
-        ValueError: for another option, or a learned constant that starts at a bound of its range.
+        ValueError: for another option, constants that require a gradient, or a learned one at a bound of its range.
 
     Example:
         >>> SRMNeuron()(torch.full((1, 5, 3), 1.5)).sum(1)
@@ -78,26 +86,49 @@ class SRMNeuron(nn.Module):
         check_option("output", output, (False, True))
         self.gradient, self.surrogate, self.output, self.batch_first = gradient, surrogate, output, batch_first
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        for name in NAMES:
-            value = getattr(parameters, name).detach().to(device, torch.float64, copy=True)
-            if value.dim() and channels not in (None, value.numel()) and value.numel() > 1:
+        self._start = {name: getattr(parameters, name).detach().to("cpu", torch.float64, copy=True) for name in NAMES}
+        for name, value in self._start.items():
+            if getattr(parameters, name).requires_grad:
+                raise ValueError(
+                    f"{name} must not require a gradient, which a module would cut off; pass learn=({name!r},)"
+                )
+            if value.numel() not in (1, channels or value.numel()):
                 raise ValueError(f"{name} must hold one value or one for each of {channels} channels, got {len(value)}")
             if name in self.learn:
-                raw = self._raw(name, value.expand(channels or value.numel()))
-                self.register_parameter(f"raw_{name}", nn.Parameter(raw.to(wide)))
+                if channels is None and not value.dim():
+                    raise ValueError(f"channels must be given to learn {name}, a value for each")
+                shape = channels or value.numel()
+                self.register_parameter(f"raw_{name}", nn.Parameter(torch.empty(shape, device=device, dtype=wide)))
             else:
-                self.register_buffer(name, value)
+                self.register_buffer(name, torch.empty_like(value, device=device))
         self._fixed: SRMParameters | None = None
+        self.reset_parameters()
 
-    @staticmethod
-    def _raw(name: str, value: Tensor) -> Tensor:
-        raw = (value - LOWER_BOUNDS[name]).log()
-        if not (value.is_meta or raw.abs().max() < 15):
-            raise ValueError(
-                f"{name} must start inside of its range to be learned, above {LOWER_BOUNDS[name]:g} and finite, "
-                f"got {value.flatten()[raw.abs().argmax()].item():g}"
-            )
-        return raw
+    def reset_parameters(self) -> None:
+        """Sets the constants to those that the module was made with."""
+        with torch.no_grad():
+            for name, value in self._start.items():
+                if name in self.learn:
+                    setattr(self, name, value)
+                else:
+                    getattr(self, name).copy_(value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a constant to a number or a tensor, which is checked; what else a module has, as any module does."""
+        if name in NAMES and not isinstance(value, nn.Parameter):
+            value = as_tensor(name, value)
+            raw = self._parameters.get(f"raw_{name}")
+            if raw is not None:
+                inverse = (value.detach().to(torch.float64) - LOWER_BOUNDS[name]).log()
+                if not (value.is_meta or inverse.abs().max() < 15):
+                    raise ValueError(
+                        f"{name} must lie inside of its range to be learned, above {LOWER_BOUNDS[name]:g} and finite, "
+                        f"got {value.flatten()[inverse.abs().argmax()].item():g}"
+                    )
+                with torch.no_grad():
+                    raw.copy_(inverse)
+                return
+        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         raw = self.__dict__.get("_parameters", {}).get(f"raw_{name}")
@@ -124,11 +155,9 @@ class SRMNeuron(nn.Module):
         self._fixed = None if self.learn else parameters
         return parameters
 
-    def forward(
-        self, current: Tensor, state: SRMState | None = None, *, return_state: bool = False
-    ) -> Tensor | tuple[Tensor, SRMState]:
+    def forward(self, current: Tensor, state: SRMState | None = None, *, return_state: bool = False) -> Any:
         """Returns the spikes of `srm_scan`, and with `return_state` the state after the last step."""
-        return self.scan(current, None, state, return_state)  # type: ignore[no-any-return]
+        return self.scan(current, None, state, return_state)
 
     def scan(self, current: Tensor, earlier: Tensor | None, state: SRMState | None, return_state: bool) -> Any:
         """`forward` for layers; `earlier`, in the shape of the current, receives the time path."""
@@ -145,13 +174,12 @@ class SRMNeuron(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SRMNeuron":
         """As any module, but constants stay in float32 or float64: half precision cannot hold them."""
-        before = {**self._buffers, **self._parameters}
-        super()._apply(fn, recurse)
-        for tensors in (self._buffers, self._parameters):
-            for name, tensor in tensors.items():
-                if tensor is not None and tensor.dtype not in (torch.float32, torch.float64):
-                    kept = before[name].detach().to(tensor.device)  # type: ignore[union-attr]
-                    tensors[name] = nn.Parameter(kept) if name in self._parameters else kept  # type: ignore[assignment]
+
+        def keep(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype in (torch.float32, torch.float64) else tensor.to(changed.device)
+
+        super()._apply(keep, recurse)
         return self
 
     def extra_repr(self) -> str:

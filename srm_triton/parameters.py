@@ -43,6 +43,10 @@ class SRMState(NamedTuple):
     gradient_trace: Tensor
     """Gradient trace g, which the event-driven gradient to earlier spike times divides by."""
 
+    def detach(self) -> "SRMState":
+        """The same state without its history: what follows is trained on its own (truncated backpropagation)."""
+        return SRMState(*(part.detach() for part in self))
+
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class SRMParameters:
@@ -89,7 +93,7 @@ class SRMParameters:
     ) -> None:
         values = (tau_m, tau_s, tau_g, threshold, membrane_slope_limit, gradient_slope_limit, sharpness)
         for name, value in zip(NAMES, values, strict=True):
-            object.__setattr__(self, name, _as_tensor(name, value))
+            object.__setattr__(self, name, as_tensor(name, value))
         object.__setattr__(self, "_packed", {})  # what `pack` keeps; None: nothing, and nothing is checked
         self.check()
 
@@ -132,7 +136,7 @@ class SRMParameters:
             with torch.inference_mode(False), torch.no_grad():  # it may serve in training next
                 packed = _pack(values, *key)
             self._packed[key] = versions, packed  # type: ignore[attr-defined]
-        return packed  # type: ignore[no-any-return]
+        return packed
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SRMParameters) and self._values() == other._values()
@@ -167,7 +171,13 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}")
 
 
-def _as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
+    """A number or tensor given for the constant `name`, as a tensor; its range is not checked.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for more than one axis, or a number beyond the range of floats.
+    """
     if isinstance(value, bool):
         raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type bool")
     if not isinstance(value, Tensor | int | float) and hasattr(value, "__array__"):  # NumPy's numbers and arrays

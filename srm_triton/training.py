@@ -30,7 +30,7 @@ ModelName = Literal["mlp", "conv"]
 
 CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT = "checkpoint.pt", "metrics.json", "learning.png", "sample.png"
 
-_FORMAT, _VERSION = "srm-triton training run", 1
+_FORMAT, _VERSION = "srm-triton training run", 2
 _USUAL_HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (256,), "conv": (16, 32)}
 # Chosen on hold-outs of the training samples. Where no other spike is allowed, classes of the harder data fall silent.
 _USUAL_OF_DATA: dict[str, dict[str, Any]] = {

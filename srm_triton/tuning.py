@@ -1,173 +1,118 @@
-"""Timing of the scan's configurations on a GPU (on the command line `srm-triton tune`).
+"""Tuning on a GPU: times the kernels' configurations and keeps the fastest in a file (`srm-triton tune`).
 
-`tune` times the candidates of each kernel for a shape; `srm_triton.tuning_cache.TuningCache` keeps the fastest.
+The choice at a launch stands in `srm_triton/kernels/configurations.py`. `loaded` shows what this process uses.
 """
 
-import copy
+import contextlib
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from srm_triton.backend import resolve_backend
-from srm_triton.kernels.configurations import CANDIDATES, Configuration
-from srm_triton.kernels.layout import accumulator_dtype
-from srm_triton.layers import SRMLayer, SRMNeuron
-from srm_triton.parameters import SRMParameters
-from srm_triton.tuning_cache import Case, Entry, current_versions
+from srm_triton.files import write_atomically
+from srm_triton.kernels import configurations
+from srm_triton.kernels.configurations import FORMAT, Entries, TuningError, TuningWarning, load, loaded, read, unload
 
-Timer = Callable[[Callable[[], object]], float]
-"""Returns the milliseconds that a launch takes."""
+__all__ = ["Entries", "Trial", "TuningError", "TuningWarning", "load", "loaded", "read", "tune", "unload", "update"]
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # types to compare bits in, by the values' size
 
 
 class Trial(NamedTuple):
-    """A candidate's time, or why it cannot serve."""
+    """A candidate's time in milliseconds, or infinity and why it cannot serve."""
 
-    configuration: Configuration
-    milliseconds: float | None
-    failure: str | None
-
-
-class Tuned(NamedTuple):
-    """What the candidates of a kernel came to."""
-
-    case: Case
-    usual_milliseconds: float
-    """The time without tuning."""
-    trials: list[Trial]
-
-    @property
-    def entry(self) -> Entry | None:
-        """The fastest candidate; None if all failed."""
-        times = [(trial.milliseconds, trial.configuration) for trial in self.trials if trial.milliseconds is not None]
-        if not times:
-            return None
-        milliseconds, configuration = min(times, key=lambda time: time[0])
-        return Entry(self.case, current_versions(), configuration, milliseconds)
+    configuration: Any
+    milliseconds: float
+    failure: str | None = None
 
 
-def time_on_gpu(launch: Callable[[], object]) -> float:
-    """Returns the median time of a launch in milliseconds, from device events and with a cold cache."""
-    from triton.testing import do_bench
+@contextlib.contextmanager
+def tune(path: Path | None = None) -> Iterator[dict[str, list[Trial]]]:
+    """Within the block, a kernel's first launch of each class of sizes times its candidates on that launch's tensors.
 
-    return float(do_bench(launch, return_mode="median"))
+    One that does not compile or launch, or whose results differ from those of the usual configuration, is left out. The
+    fastest serves this process from then on, and by the file every later one.
 
-
-def current_shapes(model: torch.nn.Module, inputs: Tensor) -> list[tuple[int, ...]]:
-    """Returns the shapes of the input currents of a model's spiking layers, as `tune` takes them.
+        with srm_triton.tuning.tune() as trials:
+            loss(network(inputs)).backward()
 
     Args:
-        model: a copy of it is run once.
-        inputs: of the model.
-
-    Example:
-        >>> from srm_triton import SRMLinear
-        >>> current_shapes(torch.nn.Sequential(SRMLinear(6, 5), SRMLinear(5, 3)), torch.rand(2, 8, 6))
-        [(2, 8, 5), (2, 8, 3)]
-    """
-    shapes: list[tuple[int, ...]] = []
-
-    def record(layer: SRMLayer | SRMNeuron, _: Any, spikes: Tensor) -> None:
-        first, second, *features = spikes.shape
-        shapes.append((first, second, *features) if layer.batch_first else (second, first, *features))
-
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, SRMLayer | SRMNeuron):
-            module.register_forward_hook(record)
-    with torch.no_grad():
-        model(inputs)
-    return shapes
-
-
-def tune(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    timer: Timer = time_on_gpu,
-    after_trial: Callable[[], object] = lambda: None,
-) -> Iterator[Tuned]:
-    """Times all candidates of all kernels on a shape; `TuningCache.update` keeps the results' entries.
-
-    A candidate that does not compile or launch, or whose results differ from the usual configuration's, is left out.
-
-    Args:
-        shape: of the input current, [batch, time, ...].
-        dtype: of the input current.
-        device: a GPU.
-        timer: measures a launch.
-        after_trial: called after each candidate, for progress bars.
+        path: the file; None stands for ``~/.cache/srm-triton/tuning.json``.
 
     Yields:
-        One result for each kernel.
+        What fills with each class of launches, in words, and the trials for it, of the usual configuration first.
 
     Raises:
-        RuntimeError: if the device does not run Triton kernels.
-        ValueError: if the shape is no such shape.
+        TuningError: where no GPU runs compiled kernels, within another such block, or if the file cannot be used.
+        OSError: if it cannot be written.
     """
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"shape must be [batch, time, ...], each at least 1, got {list(shape)}")
-    resolve_backend(device, "triton")
-    for kernel, launch, outputs in _launches(shape, dtype, device):
-        case = Case.of(kernel, device, dtype, shape[1], math.prod(shape) // shape[1])
-        launch(None)
-        expected = [output.clone() for output in outputs]
-        usual_milliseconds = timer(partial(launch, None))
-        trials = []
-        for configuration in CANDIDATES[kernel]:
-            trials.append(_try(partial(launch, configuration), configuration, outputs, expected, timer))
-            after_trial()
-        yield Tuned(case, usual_milliseconds, trials)
+    path = path or configurations.default_path()
+    read(path)
+    if configurations.warp_size() is None:
+        raise TuningError("tuning needs a GPU that PyTorch can use, and TRITON_INTERPRET unset")
+    found: dict[str, list[Trial]] = {}
 
+    def choose(kernel: Any, case: str, candidates: Sequence[Any], launch: Any, outputs: Sequence[Tensor | None]) -> Any:
+        filled = [output for output in outputs if output is not None and output.numel()]
+        found[case] = list(_trials(candidates, launch, filled, kernel.tolerance))
+        fastest = min(found[case], key=lambda trial: trial.milliseconds)
+        update(path, {case: {**fastest.configuration._asdict(), "milliseconds": fastest.milliseconds}})
+        return fastest.configuration
 
-def _try(
-    launch: Callable[[], object],
-    configuration: Configuration,
-    outputs: list[Tensor],
-    expected: list[Tensor],
-    timer: Timer,
-) -> Trial:
-    for output in outputs:
-        output.fill_(math.nan)  # equals nothing: what a launch leaves out shows
+    with configurations.lock:
+        if configurations.tuner:
+            raise TuningError("kernels are being tuned already, for the whole process")
+        configurations.choices.clear()
+        configurations.tuner = choose
     try:
-        launch()
-        if not all(map(torch.equal, outputs, expected)):
-            return Trial(configuration, None, "its results differ from those of the usual configuration")
-        return Trial(configuration, timer(launch), None)
-    except Exception as error:  # compilers and drivers name no set of exceptions
-        return Trial(configuration, None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        yield found
+    finally:
+        configurations.tuner = None
 
 
-def _launches(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, Callable[[Configuration | None], None], list[Tensor]]]:
-    """Each kernel's name, its launch in a step of training, and the tensors that it fills."""
-    from srm_triton.kernels import srm_scan
+def _trials(candidates: Sequence[Any], launch: Any, outputs: list[Tensor], tolerance: float) -> Iterator[Trial]:
+    from triton.testing import do_bench
 
-    p = SRMParameters()
-    constants = (*p.decays, p.amplitude, p.threshold)
-    gradient_constants = (p.rise, p.membrane_slope_limit, p.gradient_slope_limit)
-    generator = torch.Generator(device).manual_seed(0)
-    current = torch.randn(shape, dtype=dtype, device=device, generator=generator)
-    spikes, grad_weight_path, grad_time_path = (torch.empty_like(current) for _ in range(3))
-    batch, steps, *features = shape
-    chunks, _, _ = srm_scan.split_time(steps)
-    states = None
-    if chunks > 1:
-        states = current.new_empty((chunks - 1, 3, batch, *features), dtype=accumulator_dtype(dtype))
+    expected: list[Tensor] = []
+    for configuration in candidates:
+        for output in outputs:  # what a launch leaves out shows
+            output.fill_(math.nan if output.is_floating_point() else torch.iinfo(output.dtype).min)
+        try:
+            launch(configuration)
+            expected = expected or [output.clone() for output in outputs]
+            if not all(_agree(*pair, tolerance) for pair in zip(outputs, expected, strict=True)):
+                raise TuningError("its results differ from those of the usual configuration")
+            yield Trial(configuration, float(do_bench(partial(launch, configuration), return_mode="median")))
+        except Exception as error:  # compilers and drivers name no set of exceptions
+            if configuration is candidates[0]:
+                raise
+            yield Trial(configuration, math.inf, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
-    def forward(configuration: Configuration | None) -> None:
-        srm_scan.forward(current, spikes, None, None, states, 1, constants, configuration)
 
-    def backward(configuration: Configuration | None) -> None:
-        srm_scan.backward(
-            current, current, states, None, grad_weight_path, grad_time_path, 1, constants, gradient_constants,
-            configuration,
-        )  # fmt: skip
+def _agree(result: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if tolerance and result.is_floating_point():
+        largest = float(expected.nan_to_num(0, 0, 0).abs().max())
+        return torch.allclose(result, expected, rtol=0, atol=tolerance * largest, equal_nan=True)
+    bits = _BITS[result.itemsize]
+    return torch.equal(result.view(bits), expected.view(bits))
 
-    yield "srm_scan_forward", forward, [spikes] if states is None else [spikes, states]
-    yield "srm_scan_backward", backward, [grad_weight_path, grad_time_path]
+
+def update(path: Path, entries: Entries) -> None:
+    """Adds entries to a tuning file, in place of older ones for the same; processes and threads take turns.
+
+    Raises:
+        TuningError: if the file cannot be used; it stays as it is.
+        OSError: if it cannot be written.
+    """
+    import fcntl  # wherever Triton has wheels
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system frees that of a killed process
+        text = json.dumps({"format": FORMAT, "entries": {**read(path), **entries}}, indent=1, ensure_ascii=False)
+        write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

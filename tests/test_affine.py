@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from test_layers import fresh
 from test_srm_scan import random, run
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -67,7 +68,7 @@ MODULES = {
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", MODULES)
 def test_any_affine_module(name, device):
-    """Its parameters receive what the weight path gives an ordinary layer, its inputs its transpose of the time path."""
+    """Its parameters receive what the weight path gives an ordinary layer, its inputs the transposed time path."""
     torch.manual_seed(0)
     make, shape = MODULES[name]
     layer = network(make(), time_gradient_scale=0.7).to(device)
@@ -327,9 +328,10 @@ def test_export_with_dynamic_batch_and_time(repeats, strict, backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layer", [SRMLinear(16, 8), SRMAffine(nn.Linear(16, 8)), SRMConv1d(2, 8, 3)])
 def test_autocast(layer, dtype, device):
-    layer = copy.deepcopy(layer).to(device)
+    torch.manual_seed(0)
+    layer = fresh(layer).to(device)
     shape = (4, 7, 2, 8) if isinstance(layer, SRMConv1d) else (4, 7, 16)
-    inputs = torch.rand(shape, device=device, requires_grad=True)
+    inputs = (4 * torch.rand(shape, device=device)).requires_grad_()
     with torch.autocast(device.type, dtype=dtype):
         spikes = layer(inputs)
     assert spikes.dtype == dtype and spikes.any()

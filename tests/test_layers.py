@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from srm_triton import (
     BatchNorm1d,
@@ -27,6 +28,15 @@ from srm_triton import (
 )
 
 OTHER = SRMParameters(tau_m=8.0, threshold=0.7)
+
+
+def fresh(module: nn.Module) -> nn.Module:
+    """A copy with other starting values."""
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    return module
 
 
 def test_neuron_runs_the_scan():
@@ -83,12 +93,15 @@ def test_constants_are_part_of_the_state_dict(tmp_path):
     assert loaded.neuron.srm_parameters == saved.neuron.srm_parameters and loaded.neuron.tau_m == 20
     state["neuron.threshold"] = torch.tensor([1.0, -1.0, 1.0])
     loaded.load_state_dict(state)
-    with pytest.raises(ValueError, match="threshold must be finite and > 0, got -1.0 at channel 1"):
+    with pytest.raises(ValueError, match=r"threshold must be finite and > 0, got -1\.0 at channel 1"):
         loaded(inputs)
 
 
 def test_constants_survive_half_precision():
-    layer = SRMLinear(4, 3, SRMParameters(tau_m=2.3, tau_s=1.7), learn=("threshold",)).half()
+    layer = SRMLinear(4, 3, SRMParameters(tau_m=2.3, tau_s=1.7), learn=("threshold",))
+    raw = layer.neuron.raw_threshold
+    layer.half()
+    assert layer.neuron.raw_threshold is raw  # as an optimizer knows it
     assert layer.weight.dtype == torch.float16 and layer.neuron.raw_threshold.dtype == torch.float32
     assert layer.neuron.tau_m.item() == 2.3 and layer.neuron.gradient_slope_limit.item() == 123456789
     assert layer.double().neuron.raw_threshold.dtype == torch.float64
@@ -144,12 +157,32 @@ def test_what_cannot_be_learned(make):
     ):
         with pytest.raises(error, match=message):
             make(learn=learn, **options)
-    with pytest.raises(
-        ValueError, match="tau_s must start inside of its range to be learned, above 1 and finite, got 1"
-    ):
+    with pytest.raises(ValueError, match="tau_s must lie inside of its range to be learned, above 1 and finite, got 1"):
         make(parameters=SRMParameters(tau_s=1.0), learn=("tau_s",), **options)
     with pytest.raises(ValueError, match="threshold must hold one value or one for each of 3 channels, got 2"):
         make(parameters=SRMParameters(threshold=torch.ones(2)), **options)
+    with pytest.raises(ValueError, match=r"threshold must not require a gradient.*; pass learn=\('threshold',\)"):
+        make(parameters=SRMParameters(threshold=torch.ones(3, requires_grad=True)), **options)
+    with pytest.raises(ValueError, match="channels must be given to learn tau_m, a value for each"):
+        SRMAffine(nn.Sequential(nn.Linear(4, 3)), learn=("tau_m",))
+
+
+def test_constants_can_be_set_and_reset():
+    layer = SRMLinear(4, 3, SRMParameters(tau_m=7.0), learn=("threshold",))
+    layer.neuron.threshold, layer.neuron.tau_m = 0.5, 9
+    torch.testing.assert_close(layer.neuron.threshold, torch.full((3,), 0.5))
+    assert layer.neuron.srm_parameters.tau_m == 9 and layer.neuron.raw_threshold.requires_grad
+    layer.neuron.threshold = torch.tensor([0.5, 1.0, 2.0])
+    layer(torch.rand(2, 5, 4) * 9).sum().backward()
+    assert layer.neuron.raw_threshold.grad.any()
+    for value, error in ((-1.0, ValueError), (torch.nan, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="threshold must"):
+            layer.neuron.threshold = value
+    layer.reset_parameters()
+    assert layer.neuron.srm_parameters == SRMParameters(tau_m=7.0, threshold=torch.ones(3))
+    empty = SRMRecurrent(4, 3, SRMParameters(tau_m=7.0), device="meta", learn=("tau_s",)).to_empty(device="cpu")
+    empty.reset_parameters()
+    assert empty.neuron.tau_m == 7 and empty(torch.rand(2, 5, 4)).isfinite().all()
 
 
 def test_copies_and_moves_keep_their_own_constants():
@@ -180,8 +213,8 @@ def test_copies_and_moves_keep_their_own_constants():
 def test_layers_hand_their_state_on(layer, shape):
     """A sequence in pieces, down to single steps, is the whole; gradients of the parameters too."""
     torch.manual_seed(0)
-    layer = copy.deepcopy(layer).double()
-    inputs = (2 * torch.rand(3, 8, *shape, dtype=torch.float64)).requires_grad_()
+    layer = fresh(layer).double()
+    inputs = (6 * torch.rand(3, 8, *shape, dtype=torch.float64)).requires_grad_()
     results = []
     for lengths in ([8], [1, 3, 4], [1] * 8):
         state, spikes = None, []
@@ -207,8 +240,7 @@ def test_recurrent_layer_is_the_loop_written_out(options, batch_first):
     """Each step an ordinary layer on inputs and the last spikes side by side: its two gradients are those here."""
     torch.manual_seed(0)
     layer = SRMRecurrent(4, 5, dtype=torch.float64, batch_first=batch_first, **options)
-    with torch.no_grad():
-        layer.recurrent_weight.add_(0.2)
+    torch.nn.init.constant_(layer.norm_bias if layer.norm_bias is not None else layer.recurrent_weight, 0.4)
     inputs = (2 * torch.rand(3, 9, 4, dtype=torch.float64)).requires_grad_()
     spikes = layer(inputs if batch_first else inputs.transpose(0, 1))
     spikes = spikes if batch_first else spikes.transpose(0, 1)
@@ -220,7 +252,7 @@ def test_recurrent_layer_is_the_loop_written_out(options, batch_first):
         last, state = srm_linear(both, joined, None, state, return_state=True, **rules)
         expected.append(last)
     expected = torch.cat(expected, 1)
-    assert torch.equal(spikes, expected) and 0.1 < spikes.mean() < 0.9
+    assert torch.equal(spikes, expected) and 0.05 < spikes.mean() < 0.9
     grad = torch.randn_like(spikes)
     leaves = list(layer.parameters()) + ([] if "input_gradient" in options else [inputs])
     for result, reference in zip(*(torch.autograd.grad(s, leaves, grad) for s in (spikes, expected)), strict=True):
@@ -264,7 +296,7 @@ def test_pruned_weights_stay_zero_in_what_is_applied():
     for layer, inputs in zip(layers, [torch.rand(2, 9, 8), torch.rand(2, 9, 2, 4, 4), *[torch.rand(2, 9, 8)] * 2]):  # noqa: B905
         inputs = inputs * 3
         owner = layer.affine if isinstance(layer, SRMAffine) else layer
-        nn.utils.prune.l1_unstructured(owner, "weight", 0.5)
+        prune.l1_unstructured(owner, "weight", 0.5)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         for _ in range(3):
             layer(inputs).sum().backward()
@@ -481,6 +513,22 @@ class TestBadInput:
             (lambda: SRMConv2d(1, 1, 3, dilation=1.5), TypeError, "dilation must be an int or a tuple"),
             (lambda: SpikeAvgPool2d((2, "2")), TypeError, "kernel_size must be an int, got '2' of type str"),
             (lambda: SRMLinear(2, 2, eps="a"), TypeError, "eps must be a number, got 'a' of type str"),
+            (
+                lambda: SRMLinear(4, 3, tau_m=4.0),
+                TypeError,
+                "unexpected keyword argument 'tau_m'; rules are .* constants",
+            ),
+            (lambda: SRMLinear(4, 3)(torch.ones(1, 2, 4).double()), TypeError, "inputs must have the dtype of weight"),
+            (
+                lambda: SRMAffine(nn.Linear(4, 3))(torch.ones(1, 2, 4).half()),
+                TypeError,
+                "inputs must have the dtype of",
+            ),
+            (
+                lambda: srm_linear(torch.ones(1, 2, 4), torch.ones(3, 4), bias=torch.ones(2)),
+                ValueError,
+                "bias must have 3",
+            ),
             (lambda: SRMLinear(4.0, 3), TypeError, "in_features must be an int, got 4.0 of type float"),
             (lambda: SRMConv2d(1, True, 3), TypeError, "out_channels must be an int, got True of type bool"),
             (
@@ -501,7 +549,7 @@ class TestBadInput:
     def test_calibration(self):
         torch.manual_seed(0)
         inputs = torch.rand(2, 6, 4)
-        with pytest.raises(ValueError, match="model must contain an SRMLinear or SRMConv2d with weight_norm=True"):
+        with pytest.raises(ValueError, match="model must contain a spiking layer with a normalised weight"):
             calibrate_gain(nn.Sequential(SRMLinear(4, 4, weight_norm=False)), inputs)
         layer = SRMLinear(4, 4)
         reach = "spikes_per_neuron must be within reach of layer '', .* in 6 steps at 0.05 to 500 times its gain, got "

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # which PyTorch imports anyway, but only as a process runs its first operation
-from test_tuning_cache import entry
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from srm_triton import SpikeAvgPool2d, SRMConv2d, SRMLinear, count_loss, trainin
 from srm_triton.data import LabelledImages
 from srm_triton.files import partial
 from srm_triton.training import TrainingConfig, TrainingRun, load_checkpoint
-from srm_triton.tuning_cache import Entry, TuningCache
+from srm_triton.tuning import read, update
 
 Start = Callable[..., BaseProcess]
 
@@ -49,18 +48,14 @@ def start() -> Start:
 # Tuning
 
 
-def entry_of(writer: int, number: int) -> Entry:
-    anyones = entry(number)
-    return anyones._replace(case=anyones.case._replace(device=f"writer {writer}"))
-
-
 def tune_without_end(path: Path, writer: int, finished: Connection) -> None:
-    for number in itertools.cycle(range(64)):
-        TuningCache(path).update([entry_of(writer, number)])
-        finished.send(number)
+    for number in itertools.count():
+        case = f"{writer}, {number % 64}"
+        update(path, {case: {"block": 32}})
+        finished.send(case)
 
 
-def everything_from(connection: Connection) -> Iterator[int]:
+def everything_from(connection: Connection) -> Iterator[str]:
     while True:
         try:
             yield connection.recv()
@@ -70,24 +65,24 @@ def everything_from(connection: Connection) -> Iterator[int]:
 
 def test_tuning_keeps_what_killed_processes_had_finished(start, tmp_path):
     moments = random.Random(0)
-    cache = TuningCache(tmp_path / "tuning.json")
-    finished: set[Entry] = set()
+    file = tmp_path / "tuning.json"
+    finished: set[str] = set()
     for number in range(0, 6, 3):
         writers = {}
         for writer in range(number, number + 3):
             reader, sender = multiprocessing.Pipe(duplex=False)
-            writers[writer] = start(tune_without_end, cache.path, writer, sender), reader
+            writers[writer] = start(tune_without_end, file, writer, sender), reader
             sender.close()
         for process, reader in writers.values():
             reader.poll(None)  # until there is a first entry
             time.sleep(moments.uniform(0, 0.03))
-            cache.read()  # an error, if the file is damaged
+            read(file)  # an error, if the file is damaged
             process.kill()
             process.join()
             assert process.exitcode == -signal.SIGKILL
-        for writer, (_, reader) in writers.items():
-            finished |= {entry_of(writer, number) for number in everything_from(reader)}
-        assert finished <= set(cache.read())
+        for _, reader in writers.values():
+            finished.update(everything_from(reader))
+        assert finished <= read(file).keys()
     assert {path.name for path in tmp_path.iterdir()} <= {"tuning.json", "tuning.json.lock", ".tuning.json.partial"}
 
 

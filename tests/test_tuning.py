@@ -1,148 +1,330 @@
-"""Tuning: the candidates and their timing."""
+"""Tuning: the choice at a launch, the file and its writers, the timing, the command."""
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from triton import testing
 
-from srm_triton import SRMLinear, SRMNeuron, SRMParameters, srm_trace, tuning, use_backend
-from srm_triton.kernels import launch
+from srm_triton import SRMParameters, SRMState, data, files, srm_scan, training, tuning, use_backend
+from srm_triton.cli import main
+from srm_triton.commands import tune
+from srm_triton.kernels import configurations, launch
 from srm_triton.kernels import srm_scan as kernel
-from srm_triton.kernels.configurations import CANDIDATES, Configuration
-from srm_triton.ops import srm_scan as operation
-from srm_triton.ops.srm_scan import scan_backward, scan_forward
-from srm_triton.tuning_cache import Case, Entry, TuningCache, current_versions, inspect
-
-FORWARD, BACKWARD = CANDIDATES
+from srm_triton.kernels.configurations import Configuration, Tunable
+from srm_triton.ops.srm_scan import scan
+from srm_triton.tuning import TuningError, TuningWarning, read, update
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 37), (20, 3, 2), (2, 17, 5, 7)])
-@pytest.mark.parametrize("time_axis", [0, 1])
-def test_every_configuration_gives_the_same_bits(monkeypatch, device, shape, time_axis):
+class Tile(NamedTuple):
+    width: int
+
+
+USUAL, WIDE, NARROW = CANDIDATES = Tile(2), Tile(4), Tile(1)
+VERSIONS = configurations.versions()
+CASE = f"toy, n ≤ 8, float32 on cpu, {', '.join(VERSIONS)}"
+ENTRY = {"width": 4, "milliseconds": 0.25}  # of WIDE
+
+
+def choose(start=lambda tile: None, outputs=(), tolerance: float = 0.0, size: int = 8) -> Tile:
+    toy = Tunable("toy", "n ≤ {}", lambda warp: CANDIDATES, Tile(1024), tolerance)
+    return toy.choose(torch.empty(1), (size,), start, outputs)
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch, tmp_path) -> Path:
+    """The default file, in a home without one."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    tuning.unload()
+    yield tmp_path / ".cache" / "srm-triton" / "tuning.json"
+    tuning.unload()
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> None:
+    """Choices are made as on a GPU, while the interpreter launches."""
+    monkeypatch.setattr(configurations, "warp_size", lambda: 32)
+
+
+@pytest.fixture
+def timed(monkeypatch, compiled, device) -> dict:
+    """The times of configurations, 1 where a test says nothing else; all stand here once they are timed."""
+    times = {}
+
+    def do_bench(start, return_mode: str) -> float:
+        start()
+        return times.setdefault(*start.args, 1.0) if return_mode == "median" else 0.0
+
+    monkeypatch.setattr(testing, "do_bench", do_bench)
+    monkeypatch.setattr(tune, "_train", partial(tune._train, device=device))
+    with use_backend("triton"):
+        yield times
+
+
+def run(workers: list) -> None:
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def step(device: torch.device, *shape: int) -> list[torch.Tensor]:
+    """Spikes, state and gradients of everything."""
     generator = torch.Generator().manual_seed(0)
-    current, grad = (torch.randn(shape, generator=generator).to(device) + 0.3 for _ in range(2))
-    if time_axis == 0:
-        current, grad = current.transpose(0, 1).contiguous(), grad.transpose(0, 1).contiguous()
+    current, earlier = ((torch.randn(shape, generator=generator) + 0.3).to(device).requires_grad_() for _ in range(2))
+    threshold = torch.tensor(1.0, dtype=torch.float64, device=device, requires_grad=True)
+    state = [torch.ones(shape[:1] + shape[2:], device=device, requires_grad=True) for _ in range(3)]
+    options = {"rule": "event", "output": True, "return_state": True, "batch_first": True}
+    with use_backend("triton"):
+        spikes, final = scan(current, earlier, SRMParameters(threshold=threshold), SRMState(*state), **options)
+    (spikes.sum() + final.membrane.sum()).backward()
+    return [spikes, *final, *(tensor.grad for tensor in (current, earlier, threshold, *state))]
 
-    def run(number: int | None) -> list[torch.Tensor]:
-        def find(name: str, *_) -> Configuration | None:
-            return None if number is None else CANDIDATES[name][number]
 
-        monkeypatch.setattr(operation, "find_configuration", find)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 37), (2, 17, 5, 7)])
+def test_every_configuration_gives_the_same_bits(monkeypatch, device, shape):
+    expected = step(device, *shape)
+    for n in range(8):
+        monkeypatch.setattr(Tunable, "choose", lambda self, *_, n=n: (*self.candidates(64), *self.candidates(32))[n])
+        assert all(map(torch.equal, step(device, *shape), expected)), n
+
+
+def test_a_thread_of_the_scan_takes_a_neuron_or_in_the_forward_two():
+    for tunable, most, warp in ((kernel.FORWARD, 2, 32), (kernel.FORWARD, 2, 64), (kernel.BACKWARD, 1, 32)):
+        assert tunable.candidates(warp)[0] == (128, 128 // warp)
+        assert all(warps >= 1 and block <= most * warp * warps for block, warps in tunable.candidates(warp))
+
+
+def test_the_scan_launches_what_was_tuned_for_its_class(monkeypatch, device, compiled, path):
+    launched = []
+
+    class Recorder:
+        def __class_getitem__(cls, grid):
+            return lambda *_, **options: launched.append((*grid, options["BLOCK"], options["num_warps"]))
+
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    for name, configuration in (("forward", Configuration(256, 4)), ("backward", Configuration(32, 1))):
+        case = f"srm_scan_{name}, T ≤ 16, neurons ≤ 2^10, float32 on {where}, {', '.join(VERSIONS)}"
+        update(path, {case: configuration._asdict()})
+        monkeypatch.setattr(kernel, f"srm_scan_{name}_kernel", Recorder)
+
+    def launches(*shape: int, **options) -> list[tuple[int, ...]]:
+        launched.clear()
         with use_backend("triton"):
-            spikes, states = scan_forward(current, SRMParameters(), time_axis, True)
-            paths = scan_backward(grad, current, states, None, SRMParameters(), time_axis, True, True, "triton")
-            return [spikes, states, *paths, *srm_trace(current, batch_first=time_axis == 1)]
+            current = torch.empty(shape, dtype=options.pop("dtype", None), device=device, requires_grad=True)
+            srm_scan(current, **options).sum().backward()
+        return launched
 
-    expected = run(None)
-    assert expected[0].numel() == 1 or expected[0].any()
-    for number in range(8):
-        assert all(map(torch.equal, run(number), expected)), number
-
-
-def test_candidates_are_few_and_include_the_usual_ones(monkeypatch):
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
-    for name, elements in ((FORWARD, 2), (BACKWARD, 1)):
-        assert len(set(CANDIDATES[name])) == len(CANDIDATES[name]) == 8
-        for neurons in (1, 1 << 15, 1 << 20):
-            assert kernel.usual_configuration(neurons, elements) in CANDIDATES[name]
-        for candidate in CANDIDATES[name]:
-            assert candidate.block & (candidate.block - 1) == 0
-            assert 1 <= candidate.block / (32 * candidate.num_warps) <= 4
+    assert launches(4, 16, 256) == launches(32, 12, 32) == [(4, 256, 4), (32, 32, 1)]
+    assert launches(9, 1, 513, batch_first=False) == [(3, 256, 4), (17, 32, 1)]
+    for shape in ((4, 16, 257), (4, 16, 128), (4, 8, 256), (4, 17, 256), (4, 300, 256)):
+        assert launches(*shape) == [(-(-shape[0] * shape[2] // 128), 128, 4)] * 2, shape
+    assert launches(4, 16, 256, dtype=torch.bfloat16) == [(8, 128, 4)] * 2
+    assert len({key[3:] for key in configurations.choices}) == 5  # for T = 17 and 300 the same
 
 
-class FakeTimer:
-    """Launches once, and says that one candidate of each kernel is the fastest."""
-
-    def __init__(self, fastest: Configuration) -> None:
-        self.fastest = fastest
-
-    def __call__(self, launch) -> float:
-        launch()
-        (configuration,) = launch.args
-        return 0.5 if configuration == self.fastest else 2.0 if configuration is None else 1.0
-
-
-@pytest.mark.parametrize("shape", [(4, 6, 10), (2, 17, 3, 3)])
-def test_the_fastest_candidate_is_kept(tmp_path, device, shape):
-    fastest = Configuration(128, 4)
-    progress = []
-    results = list(
-        tuning.tune(
-            shape, torch.float32, device, timer=FakeTimer(fastest), after_trial=lambda: progress.append(None)
-        )
-    )  # fmt: skip
-    assert len(progress) == 16
-    for result, name in zip(results, CANDIDATES, strict=True):
-        neurons = 40 if len(shape) == 3 else 18
-        assert result.case == Case.of(name, device, torch.float32, shape[1], neurons)
-        assert result.usual_milliseconds == 2.0
-        assert [trial.configuration for trial in result.trials] == list(CANDIDATES[name])
-        assert {(trial.milliseconds, trial.failure) for trial in result.trials} == {(0.5, None), (1.0, None)}
-        assert result.entry == Entry(result.case, current_versions(), fastest, 0.5)
-        TuningCache(tmp_path / "tuning.json").update([result.entry])
-    assert set(inspect(tmp_path / "tuning.json").configurations.values()) == {fastest}
+def test_the_first_launch_reads_the_default_file_once(compiled, path):
+    assert tuning.loaded() is None and choose() == USUAL and tuning.loaded() == {}
+    update(path, {CASE: ENTRY, CASE.replace("8", "7", 1): ENTRY})
+    assert choose() == choose(size=7) == USUAL
+    tuning.unload()
+    assert choose() == WIDE and tuning.loaded() == read(path)
+    path.unlink()
+    assert choose() == choose(size=7) == WIDE
+    assert tuning.load() == {} and choose() == USUAL
 
 
-def test_tuning_leaves_the_random_numbers_of_the_program_alone(device):
-    state = torch.random.get_rng_state()
-    list(tuning.tune((1, 2, 3), torch.float32, device, timer=FakeTimer(Configuration(32, 1))))
-    assert torch.equal(torch.random.get_rng_state(), state)
+@pytest.mark.skipif(not launch.interpreted(), reason="a GPU does look for its configurations")
+def test_in_the_interpreter_nothing_is_read_or_timed():
+    assert choose() == Tile(1024) and tuning.loaded() is None
+    with pytest.raises(TuningError, match="needs a GPU that PyTorch can use, and TRITON_INTERPRET unset"):
+        tuning.tune().__enter__()
 
 
-def test_the_shapes_of_a_model(device):
-    """Each layer's, time first or not; the model stays as it was."""
-    normalised = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(6), nn.Unflatten(0, (2, 5)))
-    model = nn.Sequential(normalised, SRMLinear(6, 4, batch_first=False), SRMNeuron()).to(device)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    assert tuning.current_shapes(model, torch.rand(2, 5, 6, device=device)) == [(5, 2, 4), (2, 5, 4)]
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
+def test_sixteen_threads_read_once_and_tune_once(monkeypatch, timed, path):
+    def launch_together() -> list[Tile]:
+        barrier, found = threading.Barrier(16), []
+        start = lambda tile: started.append(tile) or time.sleep(0.01)  # noqa: E731
+        run([threading.Thread(target=lambda: [barrier.wait(), found.append(choose(start))]) for _ in range(16)])
+        return found
+
+    update(path, {CASE: ENTRY})
+    started, reads = [], []
+    monkeypatch.setattr(configurations, "read", lambda path: reads.append(path) or time.sleep(0.1) or read(path))
+    assert launch_together() == [WIDE] * 16 and reads == [path] and not started
+    with tuning.tune():
+        assert launch_together() == [USUAL] * 16 and len(started) == 6
 
 
-@pytest.mark.parametrize("failing", [{Configuration(64, 1)}, {*CANDIDATES[FORWARD], *CANDIDATES[BACKWARD]}])
-def test_candidates_that_fail_are_left_out(monkeypatch, device, failing):
-    forward, backward = kernel.forward, kernel.backward
-
-    def failing_forward(*arguments) -> None:
-        if arguments[-1] in failing:
-            raise RuntimeError("out of resource: shared memory\nmany more lines")
-        forward(*arguments)
-
-    def wrong_backward(*arguments) -> None:
-        results = [gradient.clone() for gradient in arguments[4:6]]
-        backward(*arguments)
-        if arguments[-1] in failing:  # the last step is not written
-            for gradient, before in zip(arguments[4:6], results, strict=True):
-                gradient[:, -1] = before[:, -1]
-
-    monkeypatch.setattr(kernel, "forward", failing_forward)
-    monkeypatch.setattr(kernel, "backward", wrong_backward)
-    results = list(tuning.tune((2, 3, 4), torch.float32, device, timer=FakeTimer(Configuration(64, 1))))
-    failures = [
-        "RuntimeError: out of resource: shared memory",
-        "its results differ from those of the usual configuration",
-    ]
-    for result, failure in zip(results, failures, strict=True):
-        for trial in result.trials:
-            wrong = trial.configuration in failing
-            assert (trial.milliseconds, trial.failure) == ((None, failure) if wrong else (1.0, None))
-        assert (result.entry is None) == (len(failing) > 1)
+def content(**changes) -> str:
+    return json.dumps({"format": "srm-triton tuning 2", "entries": {CASE: ENTRY}, **changes})
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 0, 3)])
-def test_shapes_that_cannot_be_tuned(device, shape):
-    with pytest.raises(ValueError, match=r"shape must be \[batch, time, ...\], each at least 1, got \["):
-        next(tuning.tune(shape, torch.float32, device))
+UNUSABLE = (
+    "", content()[:-20], "\x80PNG", "[" * 100_000, "9" * 5000, "[1, 2]", "{}", '{"format": "srm-triton tuning 2"}',
+    content(format="srm-triton tuning"), content(format="srm-triton tuning 3"), content(entries=[ENTRY]),
+    content(entries={CASE: 4}), "folder", "unreadable",
+)  # fmt: skip
 
 
-def test_without_a_gpu_nothing_is_timed(monkeypatch):
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
-    with pytest.raises(RuntimeError, match="backend 'triton' runs CPU tensors only in Triton's interpreter"):
-        next(tuning.tune((1, 2, 3), torch.float32, torch.device("cpu")))
+@pytest.mark.parametrize("unusable", UNUSABLE, ids=range(len(UNUSABLE)))
+def test_a_file_that_cannot_be_used_is_reported_and_stays(monkeypatch, compiled, path, capsys, unusable):
+    (path if unusable == "folder" else path.parent).mkdir(parents=True)
+    if unusable != "folder":
+        path.write_text(unusable, encoding="latin-1")
+    if unusable == "unreadable":  # permissions do not stop a superuser
+        monkeypatch.setattr(Path, "read_bytes", lambda path: os.close(-1))
+    message = r"tuning.json: not a whole file of the format 'srm-triton tuning 2' \(.+\); move or remove it"
+    with pytest.warns(TuningWarning, match=f"{message}; the usual configurations serve instead$") as caught:
+        assert choose() == choose(size=7) == USUAL
+    assert len(caught) == 1 and len(str(caught[0].message)) < 500
+    for change in (partial(update, path, {}), tuning.tune().__enter__):
+        with pytest.raises(TuningError, match=message):
+            change()
+    assert main(["tune", "--list"]) == 2 and re.search(message, capsys.readouterr().err)
+    assert unusable == "folder" or path.read_text(encoding="latin-1") == unusable
 
 
-def test_the_timer_is_tritons(monkeypatch):
-    from triton import testing
+OTHERS = [(CASE, entry, "is no candidate for toy,") for entry in ({"width": 5}, {"height": 4}, {"width": "4"})]
+OTHERS += [(CASE.replace(v, v + ".1"), ENTRY, "tuned for other versions than those here, srm_triton") for v in VERSIONS]
 
-    monkeypatch.setattr(testing, "do_bench", lambda launch, return_mode: (launch, return_mode) == (len, "median"))
-    assert tuning.time_on_gpu(len) == 1.0
+
+@pytest.mark.parametrize(("case", "entry", "message"), OTHERS)
+def test_what_is_not_for_here_is_reported_and_kept(compiled, path, case, entry, message):
+    update(path, {case: entry})
+    with pytest.warns(TuningWarning, match=f"{message} .*; the usual configurations serve instead$"):
+        assert choose() == USUAL
+    update(path, {CASE.replace("8", "7", 1): ENTRY})
+    assert len(tuning.load()) == 2 and choose(size=7) == WIDE and read(path)[case] == entry
+
+
+def test_without_a_home_folder(monkeypatch, compiled):
+    monkeypatch.setattr(Path, "home", Path("~nobody-of-this-name").expanduser)
+    with pytest.warns(TuningWarning, match="no place for tuning.json .*; give a path; the usual configurations serve"):
+        assert choose() == USUAL
+    assert main(["tune", "--list"]) == 2
+
+
+def write_entries(path: Path, numbers: range) -> None:
+    for number in numbers:
+        update(path, {str(number): ENTRY})
+
+
+def die_while_writing(path: Path) -> None:
+    files.os.fsync = lambda file: (os.truncate(file, 100), os.kill(os.getpid(), signal.SIGKILL))
+    write_entries(path, range(64))
+
+
+def test_processes_and_threads_keep_the_entries_of_all(path):
+    write_entries(path, range(2))
+    process = multiprocessing.get_context("spawn").Process
+    dying = process(target=die_while_writing, args=(path,))
+    run([dying, *(process(target=write_entries, args=(path, range(n, 64, 4))) for n in (0, 1))])
+    assert dying.exitcode == -signal.SIGKILL
+    run([threading.Thread(target=write_entries, args=(path, range(n, 64, 16))) for n in range(16) if n % 4 > 1])
+    assert sorted(map(int, read(path))) == list(range(64))
+
+
+RESULTS = torch.tensor([1.0, -2.0, math.nan, 0.0])
+PLANTED = (  # results of a candidate, the kernel's tolerance, whether it can serve
+    (RESULTS, 0, True),
+    (RESULTS[:3], 0, False),  # does not write the last
+    (torch.tensor([1 + 2e-7, -2.0, math.nan, 0.0]), 0, False),
+    (torch.tensor([1.0, -2.0, math.nan, -0.0]), 0, False),
+    (torch.tensor([1.0019, -2.0, math.nan, 0.0]), 1e-3, True),
+    (torch.tensor([1.0021, -2.0, math.nan, 0.0]), 1e-3, False),
+    (torch.tensor([1.0, -2.0, 0.0, 0.0]), 1e-3, False),
+    (RESULTS.nan_to_num().int() + 1, 1e3, False),  # integers have none
+)
+
+
+@pytest.mark.parametrize(("planted", "tolerance", "serves"), PLANTED)
+def test_candidates_with_other_results_are_left_out(timed, path, planted, tolerance, serves):
+    output = torch.empty(4, dtype=planted.dtype)
+    timed[WIDE] = 0.5
+
+    def start(tile: Tile) -> None:
+        result = planted if tile == WIDE else RESULTS.nan_to_num(math.nan if planted.is_floating_point() else 0)
+        output[: len(result)] = result
+
+    with tuning.tune() as found:
+        fastest = choose(start, [output, torch.empty(0), None], tolerance)
+    failure = "TuningError: its results differ from those of the usual configuration"
+    trial = (WIDE, 0.5, None) if serves else (WIDE, math.inf, failure)
+    assert found == {CASE: [(USUAL, 1.0, None), trial, (NARROW, 1.0, None)]}
+    assert fastest == choose() == (WIDE if serves else USUAL)
+    assert read(path) == {CASE: {**fastest._asdict(), "milliseconds": 0.5 if serves else 1.0}}
+
+
+def test_an_error_leaves_a_candidate_out_and_of_the_usual_one_is_raised(timed):
+    def start(tile: Tile) -> None:
+        if tile == failing:
+            raise RuntimeError("out of resource\nmany more lines")
+
+    failing = WIDE
+    with tuning.tune() as found:
+        assert choose(start) == USUAL
+    assert [trial.failure for trial in found[CASE]] == [None, "RuntimeError: out of resource", None]
+    failing = USUAL
+    with pytest.raises(RuntimeError, match="out of resource"), tuning.tune():
+        choose(start)
+    with tuning.tune(), pytest.raises(TuningError, match="being tuned already"):
+        tuning.tune().__enter__()
+    timed.clear()
+    assert choose(size=9) == USUAL and not timed  # no longer
+
+
+def test_a_step_of_training_is_tuned_once_and_right(monkeypatch, device, timed):
+    expected, trials, filled = step(device, 2, 17, 5), tuning._trials, []
+    monkeypatch.setattr(tuning, "_trials", lambda *rest: filled.append(len(rest[2])) or trials(*rest))
+    timed.update({Configuration(128, 2): 0.5, Configuration(64, 2): 0.75})
+    with tuning.tune() as found:
+        for _ in range(2):
+            assert all(map(torch.equal, step(device, 2, 17, 5), expected))
+    assert [len(trials) for trials in found.values()] == [6, 4] and filled == [4, 4]  # tensors that are compared
+    assert list(configurations.choices.values()) == [Configuration(128, 2), Configuration(64, 2)]
+
+
+def test_the_command_tunes_shapes(capsys, path, timed):
+    timed[Configuration(32, 1)] = 0.5
+    file = path.parent / "other.json"
+    shapes = ["--shape", "2x3x5", "--shape", "2x17x3x3", "--shape", "2x3x5"]
+    assert main(["tune", *shapes, "--dtype", "bfloat16", "--cache", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 25 and lines[-1] == str(file) and [line for line in lines if line[0] == "s"] == [*read(file)]
+    assert lines[1:3] == ["  {'block': 128, 'num_warps': 4}: 1.0000 ms", "  {'block': 32, 'num_warps': 1}: 0.5000 ms"]
+    assert [case.partition(" on ")[0] for case in read(file)][::3] == [
+        "srm_scan_forward, T ≤ 8, neurons ≤ 2^4, bfloat16", "srm_scan_backward, T ≤ inf, neurons ≤ 2^5, bfloat16"
+    ]  # fmt: skip
+    assert main(["tune", "--list", "--cache", str(file)]) == 0
+    entry = "{'block': 32, 'num_warps': 1, 'milliseconds': 0.5}"
+    assert capsys.readouterr().out.splitlines() == [*(f"{case}: {entry}" for case in read(file)), str(file)]
+    file.write_text("{")
+    for _ in range(2):
+        assert main(["tune", "--clear", "--cache", str(file)]) == 0 and not file.exists()
+
+
+def test_the_command_tunes_the_network_of_a_checkpoint(tmp_path, path, timed):
+    config = training.TrainingConfig(model="conv", hidden=(2,), steps=5, batch_size=3)
+    training.TrainingRun(config, data.load_digits(), torch.device("cpu")).save(tmp_path / "checkpoint.pt")
+    assert main(["tune", "--checkpoint", str(tmp_path / "checkpoint.pt"), "--dtype", "float64"]) == 0
+    forward = [case for case in read(path) if "forward, T ≤ 8" in case and "float64" in case]
+    assert [re.search(r"2\^(\d)", case)[1] for case in forward] == ["9", "5"] and len(read(path)) == 4  # 2·8·8 and 10
+
+
+@pytest.mark.parametrize("arguments", ["", "--list --clear", *(f"--shape {shape}" for shape in ("8", "8x", "8x0"))])
+def test_the_command_refuses_other_arguments(capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(["tune", *arguments.split()])
+    message = "lengths ≥ 1 of [batch, time, ...], such as 64x16x1024, got '8" if "8" in arguments else "usage: "
+    assert message in capsys.readouterr().err

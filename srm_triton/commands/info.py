@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from srm_triton import tuning_cache
 from srm_triton.backend import resolve_backend
 from srm_triton.commands.shared import Commands, add_cache, kernels_state
 from srm_triton.kernels import native
+from srm_triton.kernels.configurations import Entries, TuningError, default_path, read, versions
 
 
 def add_parser(commands: Commands) -> None:
@@ -43,19 +43,25 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _installation(cache: Path | None) -> dict[str, Any]:
-    versions = tuning_cache.current_versions()
-    known = tuning_cache.inspect(cache)
+    packages = versions()
     return {
-        "versions": {**versions._asdict(), "python": platform.python_version()},
-        "kernels": kernels_state(versions),
+        "versions": dict(package.split(" ") for package in (*packages, f"python {platform.python_version()}")),
+        "kernels": kernels_state(packages),
         "devices": [_describe_device(device) for device in _devices()],
-        "tuning": {
-            "path": None if known.path is None else str(known.path),
-            "entries": known.entries,
-            "usable": len(known.configurations),
-            "problem": known.problem,
-        },
+        "tuning": _describe_tuning(cache),
     }
+
+
+def _describe_tuning(path: Path | None) -> dict[str, Any]:
+    entries: Entries = {}
+    problem = None
+    try:
+        path = path or default_path()
+        entries = read(path)
+    except TuningError as error:
+        problem = str(error)
+    usable = sum(case.endswith(", ".join(versions())) for case in entries)
+    return {"path": path and str(path), "entries": len(entries), "usable": usable, "problem": problem}
 
 
 def _devices() -> list[torch.device]:
@@ -69,7 +75,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
         note = f"the C library runs on {threads} threads" if problem is None else f"the C library is {problem}"
     return {
         "device": str(device),
-        "name": platform.machine() if device.type == "cpu" else tuning_cache.device_name(device),
+        "name": platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
         "backend": resolve_backend(device, "auto", has_native=True),
         "note": note,
     }

@@ -8,8 +8,6 @@ from typing import TypeAlias
 
 import torch
 
-from srm_triton import tuning_cache
-
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 
@@ -37,9 +35,9 @@ def chosen_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def kernels_state(versions: tuning_cache.Versions) -> str:
+def kernels_state(packages: list[str]) -> str:
     """Returns in words how the Triton kernels run here; "compiled" where a GPU runs them."""
-    if versions.triton == "missing":
+    if "triton missing" in packages:
         return "Triton is not installed"
     from srm_triton.kernels import launch
 

@@ -25,8 +25,8 @@ in. The reset is not differentiated: before it, where a spike is, λ counts as 0
 The event-driven gradient is a rule for spike times, k steps from t to the next spike: the weight path is
 w·c·(a_m^(k+1) − a_s^(k+1)) with c = τ_m/(τ_m − τ_s), the time path v·a_g^(k+1). Source: Zhu et al., "Training Spiking
 Neural Networks with Event-driven Backpropagation", NeurIPS 2022, and "Exploring Loss Functions for Time-based Training
-Strategy in Spiking Neural Networks", NeurIPS 2023, who hand ∂L/∂(spike time) from layer to layer; here the sign of the
-weight path is turned, so that a loss on spikes trains downhill. Carrying u, where they carry c·(m − s), nothing cancels.
+Strategy in Spiking Neural Networks", NeurIPS 2023, who hand ∂L/∂(spike time) from layer to layer. Here the sign of the
+weight path is turned, so that a loss on spikes trains downhill, and u is carried in place of c·(m − s), which cancels.
 
 An output neuron that stays silent would learn nothing: with `output`, in the backward only, it counts as firing at the
 last step at which Δu > 0.05.
@@ -48,7 +48,6 @@ from srm_triton.functions import Function, Gradients, once_differentiable, trans
 from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, stack_state, unstack_state
-from srm_triton.tuning_cache import find_configuration
 
 _LEARNED = 0, 3, 4  # rows of a_m, 1/τ_s and θ in the constants
 
@@ -115,7 +114,8 @@ def _reference_backward(
         else:
             w = grad_spikes[t] * _surrogate(u - c.threshold, c.sharpness, gradient)
             v = torch.zeros_like(w)
-        p, q, r = (new + grad.masked_fill(spike, 0) for new, grad in zip((w, 0, v), grad_state, strict=True))
+        later = SRMState(*(grad.masked_fill(spike, 0) for grad in grad_state))
+        p, q, r = w + later.membrane, later.synapse, v + later.gradient_trace
         weight_path.append(p * c.rise + q * c.synapse_decay)
         time_path.append(r * c.gradient_decay)
         grad_state = SRMState(p * c.membrane_decay, weight_path[-1], time_path[-1])
@@ -159,7 +159,7 @@ def _scan(
     output: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Spikes and the final state; for the backward, with `keep`, what it restarts from and the events of silent neurons.
+    """Spikes and the final state; with `keep`, what the backward restarts from and the events of silent neurons.
 
     The Triton backward restarts from the state at the start of every chunk of time but the first. Events are the steps,
     int32 [*neurons], at which silent neurons count as firing, −1 for none.
@@ -172,8 +172,7 @@ def _scan(
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        tuned = find_configuration("srm_scan_forward", current, time_axis)
-        kernel.forward(current, constants, initial, *outputs, None, None, time_axis, tuned)
+        kernel.forward(current, constants, initial, *outputs, None, None, time_axis)
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, final, events, None, None, time_axis)
     else:
@@ -231,7 +230,7 @@ def _trace(
 
         unused, no_events = membrane.new_empty(0), membrane.new_empty(0, dtype=torch.int32)
         kernel.forward(
-            current, constants, initial, spikes, unused, unused, no_events, membrane, gradient_trace, time_axis, None
+            current, constants, initial, spikes, unused, unused, no_events, membrane, gradient_trace, time_axis
         )
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, None, None, membrane, gradient_trace, time_axis)
@@ -281,10 +280,7 @@ def _scan_backward(
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        tuned = find_configuration("srm_scan_backward", current, time_axis)
-        kernel.backward(
-            *gradients, current, constants, initial, checkpoints, events, *results, time_axis, gradient, tuned
-        )
+        kernel.backward(*gradients, current, constants, initial, checkpoints, events, *results, time_axis, gradient)
     elif chosen == "native":
         native.scan_backward(*gradients, current, constants, initial, events, *results, time_axis, gradient)
     else:
@@ -356,7 +352,9 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
             if argument == position + 1:
                 tensor = tensor.expand(-1, -1, channels)
             tensor = tensor.movedim(0, axis)
-            return tensor.flatten(axis, axis + 1) if has_channels or axis == 1 and argument == position + 1 else tensor
+            return (
+                tensor.flatten(axis, axis + 1) if has_channels or (axis == 1 and argument == position + 1) else tensor
+            )
 
         def split(result: Tensor, axis: int) -> tuple[Tensor, int | None]:
             if result.shape == (0,):
@@ -368,7 +366,8 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
 
         tensors = [join(number, axis) for number, axis in enumerate(channel_axes)]
         results = op(*tensors, *arguments[len(tensors) :])
-        return tuple(zip(*map(split, results, result_axes), strict=True))
+        split_results, axes = zip(*map(split, results, result_axes), strict=True)
+        return split_results, axes
 
     op.register_vmap(mapped)
 
@@ -476,7 +475,8 @@ def srm_scan(
     times of earlier spikes needs the time path too; the layers join both.
 
     Constants and state receive gradients where they require them. A sequence may come in pieces, each with the state
-    that the one before returned: spikes and gradients are those of the whole. Detach the state to truncate.
+    that the one before returned: spikes and gradients are those of the whole. `state.detach()` truncates. With
+    `output`, whether a neuron stays silent is seen in each piece alone.
 
     Args:
         current: input current, [batch, time, channels, ...] with any feature shape, none too, float64, float32, float16
@@ -624,10 +624,11 @@ def _check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
     for name, part in zip(SRMState._fields, state, strict=True):
         if part.dtype != dtype:
             raise TypeError(f"state.{name} must have the dtype {dtype} (current is {current.dtype}), got {part.dtype}")
-        if part.layout != torch.strided or list(part.shape) != shape:
+        if part.layout != torch.strided:
+            raise ValueError(f"state.{name} must be a dense tensor, got one of {part.layout}")
+        if list(part.shape) != shape:
             raise ValueError(
-                f"state.{name} must be a dense tensor of the shape {shape}, that of current without time, "
-                f"got {list(part.shape)} of {part.layout}"
+                f"state.{name} must have the shape {shape}, that of current without time, got {list(part.shape)}"
             )
         if part.device != current.device:
             raise ValueError(f"state.{name} must be on the device of current, {current.device}, got {part.device}")
