@@ -404,6 +404,8 @@ class _Scan(Function):
     @once_differentiable("srm_scan")
     def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
         grad_spikes, grad_final = gradients[:2]
+        if grad_final is not None and grad_final.shape == (0,):  # compiled code makes one of a state not asked for
+            grad_final = None
         if grad_spikes is None:
             grad_spikes = saved[0].new_zeros(()).expand_as(saved[0])
         weight_path, time_path, constants, initial = ctx.needs_input_grad[:4]
