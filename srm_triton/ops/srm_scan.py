@@ -200,7 +200,7 @@ def _allocate_scan(
     steps = current.shape[time_axis]
     kept = 0
     if keep and resolve_backend(current.device, backend) == "triton":
-        kept = -(-steps // srm_scan_chunk(steps)) - 1 if steps else 0
+        kept = -(-steps // srm_scan_chunk(steps, current.itemsize)) - 1 if steps else 0
     wide = accumulator_dtype(current.dtype)
     return (
         torch.empty_like(current),
