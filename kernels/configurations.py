@@ -63,11 +63,9 @@ class Tunable:
         fills, none of which it reads.
         """
         key = self.name, tensor.device, tensor.dtype, *sizes
-        choice = choices.get(key)
-        if choice is not None:
+        if (choice := choices.get(key)) is not None:
             return choice
-        warp = warp_size()
-        if warp is None:
+        if (warp := warp_size()) is None:
             return self.interpreted
         with lock:
             if key not in choices:
@@ -88,10 +86,14 @@ def _tuned(case: str, candidates: Sequence[Any]) -> Any:
 
 
 def warp_size() -> int | None:
-    """Returns the threads of a warp of the current GPU; None where there is none or Triton interprets."""
+    """Returns the threads of a warp of the current GPU, None in Triton's interpreter; an error says that both lack."""
     from . import launch
 
-    return launch.warp_size() if torch.cuda.is_available() and not launch.interpreted() else None
+    if launch.interpreted():
+        return None
+    if not torch.cuda.is_available():
+        raise TuningError("kernels need a GPU that PyTorch can use; without one, a launcher is given its configuration")
+    return launch.warp_size()
 
 
 def versions() -> list[str]:

@@ -98,12 +98,16 @@ INLINE void TYPED(store_state)(void *states, const TYPED(State) *from, const Sca
 
 INLINE void TYPED(load_constants)(TYPED(Row) *c, int each, const Scan *scan, const Tile *tile)
 {
-    for (int row = 0; row < ROWS; row++)
-        for (int64_t i = 0; i < (each ? tile->width : 1); i++) {
-            int64_t neuron = tile->row * scan->inner + tile->column + i;
-            int64_t channel = neuron / scan->channel_stride % scan->channels;
+    int64_t neuron = tile->row * scan->inner + tile->column;
+    int64_t channel = neuron / scan->channel_stride % scan->channels, place = neuron % scan->channel_stride;
+    for (int64_t i = 0; i < (each ? tile->width : 1); i++) {
+        for (int row = 0; row < ROWS; row++)
             c[row][i] = ((const REAL *)scan->constants)[row * scan->channels + channel];
+        if (++place == scan->channel_stride) {
+            place = 0;
+            channel = channel + 1 < scan->channels ? channel + 1 : 0;
         }
+    }
 }
 
 /* One step of a tile: current in; synaptic current and potential before the reset, gradient trace and spikes out. */

@@ -51,10 +51,9 @@ def tune(path: Path | None = None) -> Iterator[dict[str, list[Trial]]]:
         TuningError: where no GPU runs compiled kernels, within another such block, or if the file cannot be used.
         OSError: if it cannot be written.
     """
-    path = path or configurations.default_path()
-    read(path)
+    read(path := path or configurations.default_path())
     if configurations.warp_size() is None:
-        raise TuningError("tuning needs a GPU that PyTorch can use, and TRITON_INTERPRET unset")
+        raise TuningError("tuning needs compiled kernels; TRITON_INTERPRET must be unset")
     found: dict[str, list[Trial]] = {}
 
     def choose(kernel: Any, case: str, candidates: Sequence[Any], launch: Any, outputs: Sequence[Tensor | None]) -> Any:

@@ -145,10 +145,14 @@ def test_the_first_launch_reads_the_default_file_once(compiled, path):
 
 
 @pytest.mark.skipif(not launch.interpreted(), reason="a GPU does look for its configurations")
-def test_in_the_interpreter_nothing_is_read_or_timed():
+def test_in_the_interpreter_nothing_is_read_or_timed(monkeypatch):
     assert choose() == Tile(1024) and tuning.loaded() is None
-    with pytest.raises(TuningError, match="needs a GPU that PyTorch can use, and TRITON_INTERPRET unset"):
+    with pytest.raises(TuningError, match="needs compiled kernels; TRITON_INTERPRET must be unset"):
         tuning.tune().__enter__()
+    monkeypatch.setattr(launch, "interpreted", lambda: False)  # and no GPU
+    for call in (choose, tuning.tune().__enter__):
+        with pytest.raises(TuningError, match="need a GPU that PyTorch can use"):
+            call()
 
 
 def test_sixteen_threads_read_once_and_tune_once(monkeypatch, timed, path):

@@ -66,5 +66,4 @@ def _train(options: argparse.Namespace, device: str = "cuda") -> None:
         config = training.load_checkpoint(options.checkpoint).config
         size = data.IMAGE_SIZES[config.data]
         network = training.build_network(config, size, data.CLASSES).to(**like)
-        inputs = data.encode_direct(torch.rand(config.batch_size, *size, **like), config.steps)
-        network(inputs).sum().backward()
+        network(data.encode_direct(torch.rand(config.batch_size, *size, **like), config.steps)).sum().backward()
