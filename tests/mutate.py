@@ -50,8 +50,8 @@ SCORE = 0.97  # of the mutants of a file, how many must be killed; the others ar
 MEMORY = 8 << 30  # bytes that a mutant may take
 # how a test fails: an assertion, another exception, out of time, the process ends; or no test fails
 OUTCOMES = ("wrong", "raises", "late", "crashes", "survives")
-INSTEAD = """Add Sub, Sub Add, Mult Add, Pow Mult, Div Mult, FloorDiv Mult, Mod FloorDiv, BitAnd BitOr, BitOr BitAnd, And Or,
-    Or And, Lt LtE GtE, LtE Lt Gt, Gt GtE LtE, GtE Gt Lt, Eq NotEq, NotEq Eq, Is IsNot, IsNot Is"""
+INSTEAD = """Add Sub, Sub Add, Mult Add, Pow Mult, Div Mult, FloorDiv Mult, Mod FloorDiv, BitAnd BitOr, BitOr BitAnd,
+    And Or, Or And, Lt LtE GtE, LtE Lt Gt, Gt GtE LtE, GtE Gt Lt, Eq NotEq, NotEq Eq, Is IsNot, IsNot Is"""
 OPERATORS = {name: others for name, *others in map(str.split, INSTEAD.split(","))}
 OPPOSITE = {"tl.minimum": "tl.maximum", "tl.maximum": "tl.minimum", "min": "max", "max": "min"}
 FORK = multiprocessing.get_context("fork")
