@@ -133,7 +133,7 @@ class _Neurons(NeuronOrder):
         return viewed if viewed.stride(2) == 1 else viewed.contiguous()
 
     def point_to_states(self, *, filled: bool, **tensors: torch.Tensor | None) -> None:
-        """Points fields to states and events, if they are given and have elements; C reads them, or has `filled` them."""
+        """Points fields to states and events that are given and have elements; C reads them, or has `filled` them."""
         for name, tensor in tensors.items():
             leading = 0 if name == "events" else 1
             flat = self.flat(tensor, leading)
