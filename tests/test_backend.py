@@ -170,7 +170,9 @@ def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_clone_that_is_not_installed(tmp_path):
     shutil.copytree(Path(srm_triton.__file__).parent, tmp_path / "srm_triton")
     paths = [str(tmp_path), str(Path(torch.__file__).parents[1])]
-    process = run_python(f"import sys; sys.path += {paths}; import srm_triton", "-S")  # with no editable installation
+    process = run_python(
+        f"import sys; sys.path[:0] = {paths}; import srm_triton", "-S"
+    )  # with no editable installation
     assert process.stderr.splitlines()[-1] == (
         "ImportError: srm_triton is not installed, and in a clone its kernels lie elsewhere; run: "
         f"pip install --editable {tmp_path}"

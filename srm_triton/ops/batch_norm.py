@@ -23,7 +23,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_goes_with, check_number, check_option, check_size, check_tensor
-from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
+from srm_triton.functions import Function, Gradients, custom_op, fake_of, keep_results, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
 Gradient = Literal["exact", "seed"]
@@ -84,7 +84,7 @@ def _reference_backward(
 # Custom ops
 
 
-@torch.library.custom_op("srm_triton::batch_norm", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("batch_norm")
 def _normalise(
     inputs: Tensor,
     weight: Tensor | None,
@@ -110,7 +110,7 @@ def _normalise(
     return outputs, statistics
 
 
-@_normalise.register_fake
+@fake_of(_normalise)
 def _allocate(
     inputs: Tensor,
     weight: Tensor | None,
@@ -125,7 +125,7 @@ def _allocate(
     return torch.empty_like(inputs), statistics
 
 
-@torch.library.custom_op("srm_triton::batch_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("batch_norm_backward")
 def _backward(
     grad_outputs: Tensor,
     inputs: Tensor,
@@ -153,7 +153,7 @@ def _backward(
     return grad_inputs, grad_affine
 
 
-@_backward.register_fake
+@fake_of(_backward)
 def _allocate_backward(
     grad_outputs: Tensor,
     inputs: Tensor,
@@ -193,7 +193,7 @@ def _map(op: Any, *feature_axes: int | None) -> None:
         results = op(*joined, *arguments[len(feature_axes) :])
         return tuple(map(split, results, (feature_axis, 1))), (feature_axis, 1)
 
-    op.register_vmap(mapped)
+    torch.library.register_vmap(op, mapped)
 
 
 _map(_normalise, None, 0, 0)

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_option, check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable, transforms_active
+from srm_triton.functions import Function, Gradients, custom_op, fake_of, once_differentiable, transforms_active
 from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, stack_state, unstack_state
@@ -148,7 +148,7 @@ def _prepare(
 # state [3, *neurons] with the neurons of a step, which are the axes of the current but time.
 
 
-@torch.library.custom_op("srm_triton::srm_scan", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("srm_scan")
 def _scan(
     current: Tensor,
     constants: Tensor,
@@ -185,7 +185,7 @@ def _scan(
     return outputs
 
 
-@_scan.register_fake
+@fake_of(_scan)
 def _allocate_scan(
     current: Tensor,
     constants: Tensor,
@@ -215,7 +215,7 @@ def _unchanged(initial: Tensor | None, final: Tensor) -> Tensor:
     return final.zero_() if initial is None or not final.numel() else final.copy_(initial)
 
 
-@torch.library.custom_op("srm_triton::srm_trace", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("srm_trace")
 def _trace(
     current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,7 +242,7 @@ def _trace(
     return outputs
 
 
-@_trace.register_fake
+@fake_of(_trace)
 def _allocate_trace(
     current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,7 +251,7 @@ def _allocate_trace(
     return spikes, torch.empty_like(spikes, dtype=wide), torch.empty_like(spikes, dtype=wide)
 
 
-@torch.library.custom_op("srm_triton::srm_scan_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("srm_scan_backward")
 def _scan_backward(
     grad_spikes: Tensor,
     grad_final: Tensor | None,
@@ -302,7 +302,7 @@ def _scan_backward(
     return outputs
 
 
-@_scan_backward.register_fake
+@fake_of(_scan_backward)
 def _allocate_backward(
     grad_spikes: Tensor,
     grad_final: Tensor | None,
@@ -361,7 +361,7 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
             results[3] = results[3].sum(2, keepdim=True)
         return tuple(results), tuple(axes)
 
-    op.register_vmap(mapped)
+    torch.library.register_vmap(op, mapped)
 
 
 _map(_scan, (2, 1, 2), (2, 2, 3, 1))
