@@ -16,6 +16,6 @@ SRM_SCAN_RULES = {"event": 0, "arctan": 1, "fast_sigmoid": 2}  # how a spike pas
 SRM_SCAN_RISE = 0.05  # the rise of the potential at which a silent output neuron counts as firing, in the backward
 
 
-def srm_scan_chunk(steps: int) -> int:
-    """Steps held in registers; the Triton backward restarts from a state stored once per chunk."""
-    return 8 if steps <= 8 else 16
+def srm_scan_chunk(steps: int, itemsize: int) -> int:
+    """Steps held in registers, half of them in float64; the Triton backward restarts from a state kept once per chunk."""
+    return 8 if steps <= 8 or itemsize == 8 else 16

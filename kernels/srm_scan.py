@@ -20,15 +20,16 @@ from .layout import memory_order, outer_time_inner
 
 
 @triton.jit
-def _neurons(neurons, inner, BLOCK: tl.constexpr):
-    """The neurons of a program, which exist, and their places in [outer, inner]."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return n, n < neurons, n // inner, n % inner
+def _divide(n, divisor, reciprocal):
+    """Quotient and rest; the compiler's own division of int64 is a function call, which takes a stack."""
+    quotient = tl.umulhi(n.to(tl.uint64), reciprocal.to(tl.uint64)).to(tl.int64)  # one too small or exact
+    rest = n - quotient * divisor
+    return tl.where(rest < divisor, quotient, quotient + 1), tl.where(rest < divisor, rest, rest - divisor)
 
 
 @triton.jit
-def _load_constants(constants, n, channels, channel_stride):
-    constants += n // channel_stride % channels
+def _load_constants(constants, n, channels, channels_reciprocal, channel_stride, channel_stride_reciprocal):
+    constants += _divide(_divide(n, channel_stride, channel_stride_reciprocal)[0], channels, channels_reciprocal)[1]
     values = ()
     for row in tl.static_range(8):
         values = values + (tl.load(constants + row * channels),)
@@ -82,8 +83,7 @@ def _step(state, x, constants):
 @triton.jit
 def _slope(change, limit):
     """clamp(1/change, 0, limit), the limit for −0 too."""
-    slope = tl.minimum(1.0 / tl.where(change > 0.0, change, 1.0), limit)
-    return tl.where(change > 0.0, slope, tl.where(change == 0.0, limit, 0.0))
+    return tl.where(change >= 0.0, tl.minimum(1.0 / (change + 0.0), limit), 0.0)
 
 
 @triton.jit
@@ -97,9 +97,23 @@ def _surrogate(v, sharpness, RULE: tl.constexpr):
     return sharpness / spread
 
 
+@triton.jit
+def _bits(value):
+    return value.to(tl.int64 if value.dtype == tl.float64 else tl.int32, bitcast=True)
+
+
+@triton.jit
+def _mark(value, mark):
+    """The magnitude of a value, and as its sign, that of 0 and NaN too, a mark."""
+    bits = _bits(tl.abs(value))
+    sign: tl.constexpr = -(2 ** (value.dtype.primitive_bitwidth - 1))
+    return tl.where(mark, bits | sign, bits).to(value.dtype, bitcast=True)
+
+
 @triton.jit(
     do_not_specialize=[
-        "steps", "neurons", "inner", "channels", "channel_stride", "stride_outer", "stride_time", "stride_inner",
+        "steps", "neurons", "inner", "inner_reciprocal", "channels", "channels_reciprocal", "channel_stride",
+        "channel_stride_reciprocal", "stride_outer", "stride_time", "stride_inner",
         "has_initial", "has_final", "has_checkpoints", "has_events",
     ],
     do_not_specialize_on_alignment=[
@@ -119,8 +133,11 @@ def srm_scan_forward_kernel(
     steps: tl.int64,
     neurons: tl.int64,
     inner: tl.int64,
+    inner_reciprocal: tl.uint64,
     channels: tl.int64,
+    channels_reciprocal: tl.uint64,
     channel_stride: tl.int64,
+    channel_stride_reciprocal: tl.uint64,
     stride_outer: tl.int64,
     stride_time: tl.int64,
     stride_inner: tl.int64,
@@ -134,19 +151,21 @@ def srm_scan_forward_kernel(
     BLOCK: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
-    n, inside, row, column = _neurons(neurons, inner, BLOCK)
-    values = _load_constants(constants, n, channels, channel_stride)
+    # lanes behind the last neuron repeat it
+    n = tl.minimum(tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), neurons - 1)
+    row, column = _divide(n, inner, inner_reciprocal)
+    values = _load_constants(constants, n, channels, channels_reciprocal, channel_stride, channel_stride_reciprocal)
     current += row * stride_outer + column * stride_inner
     output = row * steps * inner + column
-    state = _load_state(initial, n, neurons, inside & (has_initial != 0))
+    state = _load_state(initial, n, neurons, has_initial != 0)
     last_rise = tl.full((BLOCK,), -1, tl.int32)
     any_fired = tl.zeros((BLOCK,), tl.int1)
     chunks = tl.cdiv(steps, CHUNK)
     for chunk in range(chunks):
-        _store_state(checkpoints, n, neurons, inside & (has_checkpoints != 0) & (chunk > 0), state)
+        _store_state(checkpoints, n, neurons, (has_checkpoints != 0) & (chunk > 0), state)
         checkpoints += tl.where(chunk > 0, 3 * neurons, 0)
         first = chunk * CHUNK
-        steps_left = tl.where(inside, tl.minimum(steps - first, CHUNK), 0).to(tl.int32)
+        steps_left = tl.minimum(steps - first, CHUNK).to(tl.int32)
         inputs = _load_chunk(current, stride_time, steps_left, accumulator, CHUNK)
         for k in tl.static_range(CHUNK):
             valid = steps_left > k
@@ -161,13 +180,14 @@ def srm_scan_forward_kernel(
             state = _select(valid, after, state)
             output += inner
         current += CHUNK * stride_time
-    _store_state(final, n, neurons, inside & (has_final != 0), state)
-    tl.store(events + n, tl.where(any_fired, -1, last_rise), mask=inside & (has_events != 0))
+    _store_state(final, n, neurons, has_final != 0, state)
+    tl.store(events + n, tl.where(any_fired, -1, last_rise), mask=has_events != 0)
 
 
 @triton.jit(
     do_not_specialize=[
-        "steps", "neurons", "inner", "channels", "channel_stride", "grad_stride_outer", "grad_stride_time",
+        "steps", "neurons", "inner", "inner_reciprocal", "channels", "channels_reciprocal", "channel_stride",
+        "channel_stride_reciprocal", "grad_stride_outer", "grad_stride_time",
         "grad_stride_inner", "stride_outer", "stride_time", "stride_inner",
         "has_grad_final", "has_initial", "has_events", "has_weight_path", "has_time_path", "has_grad_initial",
     ],
@@ -191,8 +211,11 @@ def srm_scan_backward_kernel(
     steps: tl.int64,
     neurons: tl.int64,
     inner: tl.int64,
+    inner_reciprocal: tl.uint64,
     channels: tl.int64,
+    channels_reciprocal: tl.uint64,
     channel_stride: tl.int64,
+    channel_stride_reciprocal: tl.uint64,
     grad_stride_outer: tl.int64,
     grad_stride_time: tl.int64,
     grad_stride_inner: tl.int64,
@@ -211,8 +234,10 @@ def srm_scan_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if current.dtype.element_ty == tl.float64 else tl.float32
-    n, inside, row, column = _neurons(neurons, inner, BLOCK)
-    values = _load_constants(constants, n, channels, channel_stride)
+    # lanes behind the last neuron repeat it
+    n = tl.minimum(tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), neurons - 1)
+    row, column = _divide(n, inner, inner_reciprocal)
+    values = _load_constants(constants, n, channels, channels_reciprocal, channel_stride, channel_stride_reciprocal)
     membrane_decay, synapse_decay, gradient_decay, rise, threshold, membrane_limit, gradient_limit, sharpness = values
     chunks = tl.cdiv(steps, CHUNK)
     start = (chunks - 1) * CHUNK
@@ -220,48 +245,49 @@ def srm_scan_backward_kernel(
     grad_spikes += row * grad_stride_outer + column * grad_stride_inner + start * grad_stride_time
     checkpoints += (chunks - 2) * 3 * neurons
     output = (row * steps + start + CHUNK) * inner + column
-    event_step = tl.load(events + n, mask=inside & (has_events != 0), other=-1)
-    to_u, to_s, to_g = _load_state(grad_final, n, neurons, inside & (has_grad_final != 0))
+    event_step = tl.load(events + n, mask=has_events != 0, other=-1)
+    to_u, to_s, to_g = _load_state(grad_final, n, neurons, has_grad_final != 0)
     to_membrane_decay = tl.zeros((BLOCK,), accumulator)
     to_rise = tl.zeros((BLOCK,), accumulator)
     to_threshold = tl.zeros((BLOCK,), accumulator)
     for reverse in range(chunks):
         chunk = chunks - 1 - reverse
         first = chunk * CHUNK
-        steps_left = tl.where(inside, tl.minimum(steps - first, CHUNK), 0).to(tl.int32)
-        kept = _load_state(checkpoints, n, neurons, inside & (chunk > 0))
-        handed = _load_state(initial, n, neurons, inside & (chunk == 0) & (has_initial != 0))
-        start_state = _select(chunk > 0, kept, handed)
+        steps_left = tl.minimum(steps - first, CHUNK).to(tl.int32)
+        kept = tl.where(chunk > 0, checkpoints, initial)
+        start_state = _load_state(kept, n, neurons, (chunk > 0) | (has_initial != 0))
         inputs = _load_chunk(current, stride_time, steps_left, accumulator, CHUNK)
         grads = _load_chunk(grad_spikes, grad_stride_time, steps_left, accumulator, CHUNK)
 
         state = start_state
-        membranes = ()
-        traces = ()
+        slopes = ()  # of the potential, negative where there is no spike: masks of all steps would fill AMD's registers
+        trace_slopes = ()
+        before = ()
         synapses = ()
         for k in tl.static_range(CHUNK):
-            s, u, g, _, state = _step(state, inputs[k], values)
-            membranes = membranes + (u,)
+            previous = state[0]
+            s, u, g, fired, state = _step(state, inputs[k], values)
             if RULE == 0:
-                traces = traces + (g,)
+                slope = _slope(u - previous, membrane_limit)
+                trace_slopes = trace_slopes + (_slope(g, gradient_limit),)
+            else:
+                slope = _surrogate(u - threshold, sharpness, RULE)
+            slopes = slopes + (_mark(slope, ~fired),)
             if LEARN:
+                before = before + (previous,)
                 synapses = synapses + (s,)
 
         event_in_chunk = event_step - first.to(tl.int32)
         for k in tl.static_range(CHUNK - 1, -1, -1):
             output -= inner
             valid = steps_left > k
-            u = membranes[k]
-            fired = u > threshold
-            previous = start_state[0] if k == 0 else tl.where(membranes[k - 1] > threshold, 0.0, membranes[k - 1])
+            fired = _bits(slopes[k]) >= 0
+            w = grads[k] * tl.abs(slopes[k])
+            r = tl.where(fired, 0.0, to_g)
             if RULE == 0:
                 event = fired | (event_in_chunk == k)
-                w = tl.where(event, grads[k] * _slope(u - previous, membrane_limit), 0.0)
-                r = tl.where(fired, 0.0, to_g)
-                r = tl.where(event, grads[k] * _slope(traces[k], gradient_limit) + r, r)
-            else:
-                w = grads[k] * _surrogate(u - threshold, sharpness, RULE)
-                r = tl.where(fired, 0.0, to_g)
+                w = tl.where(event, w, 0.0)
+                r = tl.where(event, grads[k] * trace_slopes[k] + r, r)
             p = w + tl.where(fired, 0.0, to_u)
             q = tl.where(fired, 0.0, to_s)
             weight = p * rise + q * synapse_decay
@@ -269,16 +295,16 @@ def srm_scan_backward_kernel(
             tl.store(weight_path + output, weight.to(weight_path.dtype.element_ty), mask=valid & (has_weight_path != 0))
             tl.store(time_path + output, time.to(time_path.dtype.element_ty), mask=valid & (has_time_path != 0))
             if LEARN:
-                to_membrane_decay += tl.where(valid & (p != 0.0), p * previous, 0.0)
+                to_membrane_decay += tl.where(valid & (p != 0.0), p * before[k], 0.0)
                 to_rise += tl.where(valid & (p != q), (p - q) * synapses[k], 0.0)
                 to_threshold -= tl.where(valid, w, 0.0)
             to_u, to_s, to_g = _select(valid, (p * membrane_decay, weight, time), (to_u, to_s, to_g))
         current -= CHUNK * stride_time
         grad_spikes -= CHUNK * grad_stride_time
         checkpoints -= 3 * neurons
-    _store_state(grad_initial, n, neurons, inside & (has_grad_initial != 0), (to_u, to_s, to_g))
+    _store_state(grad_initial, n, neurons, has_grad_initial != 0, (to_u, to_s, to_g))
     if LEARN:
-        _store_state(grad_constants, n, neurons, inside, (to_membrane_decay, to_rise, to_threshold))
+        _store_state(grad_constants, n, neurons, True, (to_membrane_decay, to_rise, to_threshold))
 
 
 def _neuron_a_thread(warp: int) -> list[Configuration]:
@@ -306,7 +332,8 @@ class _Neurons:
         shape = [size for axis, size in enumerate(like.shape) if axis != time_axis]
         behind = self.order[self.order.index(1) + 1 :] if channels > 1 else []
         channel_stride = torch.Size(shape[axis] for axis in behind).numel()
-        self.sizes = self.steps, outer * inner, inner, channels, channel_stride
+        divisors = inner, channels, channel_stride
+        self.sizes = self.steps, outer * inner, *(each for size in divisors for each in (size, (2**64 - 1) // size))
 
     def flat(self, tensor: torch.Tensor | None, leading: int) -> torch.Tensor | None:
         """A tensor of `leading` axes and those of the neurons, with the neurons in memory order; copies if it must."""
@@ -331,7 +358,7 @@ class _Neurons:
     ) -> None:
         """Launches a kernel over all neurons; `outputs` are those of its arguments that it fills."""
         steps, neurons, *_ = self.sizes
-        chunk = srm_scan_chunk(steps)
+        chunk = srm_scan_chunk(steps, self.current.itemsize)
 
         def start(configuration: Configuration) -> None:
             kernel[triton.cdiv(neurons, configuration.block),](

@@ -4,83 +4,160 @@ JSON.
 Run by test_compile.py and test_traffic.py in a process of its own: there Triton must not be in interpreter mode.
 """
 
+import itertools
 import json
 import math
+import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import amdgcn
 import sass
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.runtime.jit import JITFunction
 
-from srm_triton.kernels import batch_norm, shrink, srm_scan
+from srm_triton import SRMParameters
+from srm_triton.kernels import SRM_SCAN_RULES, batch_norm, configurations, shrink, srm_scan, srm_scan_chunk
+from srm_triton.kernels.layout import accumulator_dtype
 
 TARGETS = {
     **{f"sm_{number}": GPUTarget("cuda", number, 32) for number in (75, 80, 86, 89, 90, 100, 120)},
     **{name: GPUTarget("hip", name, 64) for name in ("gfx90a", "gfx942", "gfx950")},
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-IN_FULL = ("sm_90", "gfx942")
-FLOAT64 = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+empty = partial(torch.empty, device="meta")  # of any size, without memory
 
 
-@contextmanager
-def compiling(target: GPUTarget, compiled: list[tuple[str, object]]) -> Iterator[None]:
-    """Makes every launch compile for `target`, append the result to `compiled`, and run nothing."""
-    backend = make_backend(target)
+class Compiled(NamedTuple):
+    """A kernel of a launch, its code, and the programs that were asked for."""
 
-    def compile_only(kernel: JITFunction, *args, grid, warmup, **kwargs) -> None:
-        kwargs.setdefault("debug", False)
-        binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-        bound, specialization, options = binder(*args, **kwargs)
-        options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, options)
-        source = ASTSource(kernel, signature, constants, attributes)
-        compiled.append((kernel.fn.__name__, triton.compile(source, target=target, options=options.__dict__)))
-
-    original, JITFunction.run = JITFunction.run, compile_only
-    try:
-        yield
-    finally:
-        JITFunction.run = original
+    name: str
+    code: Any
+    grid: tuple[int, ...]
 
 
-def compile_launch(launch: Callable[[], None], target: str) -> list[tuple[str, object]]:
-    """The name and the code of every kernel of a launch, in order."""
-    compiled: list = []
-    with compiling(TARGETS[target], compiled):
+def pretend(target: str) -> None:
+    """Has Triton and the launchers see a GPU, which can compile and not run."""
+    gpu = TARGETS[target]
+    driver = SimpleNamespace(
+        get_current_target=lambda: gpu, get_current_device=lambda: 0, get_current_stream=lambda device: None
+    )
+    triton.runtime.driver.set_active(driver)
+    configurations.warp_size = lambda: gpu.warp_size
+    configurations.load(Path("no file"))  # the usual configurations, whatever was tuned here
+
+
+def compile_launch(launch: Callable[[], None]) -> list[Compiled]:
+    """All kernels of a launch, in order; one that was compiled before is the same object."""
+    compiled: list[Compiled] = []
+    run = JITFunction.run
+
+    def compile_only(kernel: JITFunction, *arguments: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
+        compiled.append(Compiled(kernel.fn.__name__, run(kernel, *arguments, grid=grid, warmup=True, **options), grid))
+
+    with patch.object(JITFunction, "run", compile_only):
         launch()
     return compiled
 
 
-def scan_launches(dtype: torch.dtype, steps: int) -> Iterator[Callable[[], None]]:
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    current = torch.empty(16, steps, 4096, dtype=dtype)
-    states = torch.empty((steps + 15) // 16 - 1, 3, 16, 4096, dtype=accumulator) if steps > 16 else None
-    trace = torch.empty(16, steps, 4096, dtype=accumulator)
-    constants = (0.8, 0.6, 0.6, 2.5, 1.0)
-    yield partial(srm_scan.forward, current, current, None, None, states, 1, constants)
-    if states is None:
-        yield partial(srm_scan.forward, current, current, trace, trace, None, 1, constants)
-    for label_steps in (None, torch.empty(16, 4096, dtype=torch.int32)):
-        yield partial(
-            srm_scan.backward,
-            current,
-            current,
-            states,
-            label_steps,
-            current,
-            current,
-            1,
-            constants,
-            (0.3, 0.25, 1e-8),
-        )
+def scan_forward(
+    current: torch.Tensor,
+    parameters: SRMParameters = SRMParameters(),  # noqa: B008
+    *,
+    trace: bool = False,
+    state: bool = False,
+    keep: bool = False,
+    output: bool = False,
+    time_axis: int = 1,
+) -> Callable[[], None]:
+    """A launch for inference, and with `keep` for training."""
+    like = torch.empty_like(current)
+    wide = accumulator_dtype(current.dtype)
+    steps, neurons = _split(current, time_axis)
+    kept = (-(-steps // srm_scan_chunk(steps, current.itemsize)) - 1) * keep
+    potential = torch.empty_like(like, dtype=wide) if trace else None
+    handed = empty(3, *neurons, dtype=wide) if state else None
+    return partial(
+        srm_scan.forward,
+        current,
+        parameters.pack(current),
+        handed,
+        like,
+        empty(0, dtype=wide) if handed is None else handed,
+        empty(kept, 3, *neurons, dtype=wide),
+        empty(neurons if output else 0, dtype=torch.int32),
+        potential,
+        potential,
+        time_axis,
+    )
+
+
+def scan_backward(
+    current: torch.Tensor,
+    rule: str,
+    parameters: SRMParameters = SRMParameters(),  # noqa: B008
+    *,
+    paths: tuple[bool, bool] = (True, True),
+    learn: bool = False,
+    state: bool = False,
+    output: bool = False,
+    time_axis: int = 1,
+) -> Callable[[], None]:
+    like = torch.empty_like(current)
+    wide = accumulator_dtype(current.dtype)
+    steps, neurons = _split(current, time_axis)
+    chunks = -(-steps // srm_scan_chunk(steps, current.itemsize))
+    handed = empty(3, *neurons, dtype=wide) if state else None
+    none = empty(0, dtype=wide)
+    return partial(
+        srm_scan.backward,
+        current,
+        handed,
+        current,
+        parameters.pack(current),
+        handed,
+        empty(chunks - 1, 3, *neurons, dtype=wide),
+        empty(neurons if output else 0, dtype=torch.int32),
+        *(like if path else like.new_empty(0) for path in paths),
+        none if handed is None else handed,
+        empty(3, *neurons, dtype=wide) if learn else none,
+        time_axis,
+        rule,
+    )
+
+
+def _split(current: torch.Tensor, time_axis: int) -> tuple[int, list[int]]:
+    """Steps and the shape of the neurons."""
+    neurons = list(current.shape)
+    return neurons.pop(time_axis), neurons
+
+
+def scan_launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Variants and their kinds, each for few and for many short rows, with and without what flags switch on."""
+    per_channel = SRMParameters(threshold=torch.ones(64))
+    for steps, (state, output) in itertools.product((8, 1000)[not in_full :], ((False, False), (True, True))):
+        for shape, parameters in (
+            ((16, steps, 4096), SRMParameters()),
+            ((1 << 18, steps, 64), per_channel),
+            ((1 << 20, steps, 64), SRMParameters()),
+        ):
+            current = empty(shape, dtype=dtype)
+            for trace, keep in ((False, False), (False, True), (True, False))[: 2 + in_full]:
+                yield "", scan_forward(current, parameters, trace=trace, keep=keep, output=keep and output, state=state)
+            for rule, learn in itertools.product(tuple(SRM_SCAN_RULES)[: 2 + in_full], (False, True)):
+                kind = (":event" if rule == "event" else ":surrogate") + ",learn" * learn
+                yield kind, scan_backward(current, rule, parameters, learn=learn, state=state, output=output)
 
 
 def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
@@ -107,37 +184,31 @@ def shrink_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
             yield partial(shrink.bregman_step, image, image, splits, penalty, splits, image, 0.1, 1.8)
 
 
-def launches(target: str) -> Iterator[tuple[str, torch.dtype, Callable[[], None]]]:
-    """In every dtype what differs most in machine code, and for the targets `IN_FULL` all variants, with their kind."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        one_chunk, chunks = list(scan_launches(dtype, 16)), list(scan_launches(dtype, 1000))
-        columns = list(batch_norm_launches(dtype))
-        kinds = {
-            "whole": (one_chunk[0], *columns[:2]),
-            "parts": (chunks[0], chunks[-1], *columns[-4:-2]),
-            "parts of adjacent samples": columns[-2:],
-            "images": list(shrink_launches(dtype)),
-        }
-        if target in IN_FULL:
-            half = dtype == torch.float16
-            kinds["other"] = columns[12:16] if half else (*one_chunk[1:], *chunks[1:-1], *columns[2:16])
-        yield from ((kind, dtype, launch) for kind, launches in kinds.items() for launch in launches)
-    if target in FLOAT64:
-        columns = list(batch_norm_launches(torch.float64))
-        wide = (
-            *scan_launches(torch.float64, 40),
-            *columns[:4],
-            *columns[-4:],
-            *shrink_launches(torch.float64),
-        )
-        yield from (("other", torch.float64, launch) for launch in wide)
+def launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What differs most in machine code, or all variants, with their kind."""
+    yield from scan_launches(dtype, in_full)
+    columns = list(batch_norm_launches(dtype))
+    kinds = {
+        "whole": columns[:2],
+        "parts": columns[-4:-2],
+        "parts of adjacent samples": columns[-2:],
+        "images": shrink_launches(dtype),
+    }
+    if in_full:
+        kinds["other"] = columns[2:-4]
+    yield from ((kind, launch) for kind, launches in kinds.items() for launch in launches)
 
 
-def every_kernel(target: str) -> Iterator[dict]:
-    for kind, dtype, launch in launches(target):
-        for name, kernel in compile_launch(launch, target):
-            row = {"kernel": name, "dtype": str(dtype).removeprefix("torch."), "kind": kind}
-            yield row | contract(kernel, dtype, target)
+def every_kernel(target: str, dtype: str, in_full: bool) -> Iterator[dict]:
+    """A row for each kernel that is compiled, and for another grid."""
+    seen = set()
+    pretend(target)
+    for kind, launch in launches(getattr(torch, dtype), in_full):
+        for name, kernel, grid in compile_launch(launch):
+            if (kernel.hash, len(grid)) not in seen:
+                seen.add((kernel.hash, len(grid)))
+                row = {"kernel": name, "kind": kind, "axes": len(grid)}
+                yield row | contract(kernel, getattr(torch, dtype), target)
 
 
 def contract(kernel, dtype: torch.dtype, target: str) -> dict[str, int]:
@@ -152,6 +223,7 @@ def contract(kernel, dtype: torch.dtype, target: str) -> dict[str, int]:
     return {
         **resources,
         "shared": kernel.metadata.shared,
+        "threads": kernel.metadata.target.warp_size * kernel.metadata.num_warps,
         "fused": reader.fused(code),
         "vector": vector,
         "narrow": sum(width < vector for _, width in reader.accesses(code)),
@@ -182,20 +254,78 @@ def describe(kernel) -> dict:
     }
 
 
-def scan_traffic(dtype: torch.dtype) -> Iterator[dict]:
-    """Training and inference of every kind of sequence."""
-    for steps in (1, 16, 17, 40, 1000) if dtype == torch.float32 else (16, 40):
-        launches = list(scan_launches(dtype, steps))
-        passes = {"forward": launches[0], "backward": launches[-2]}
-        if steps in (16, 40):
-            passes["backward with label spikes"] = launches[-1]
-        current = torch.empty(16, steps, 4096, dtype=dtype)
-        constants = launches[0].args[-1]
-        if steps > 16:
-            passes["inference"] = partial(srm_scan.forward, current, current, None, None, None, 1, constants)
-        for name, launch in passes.items():
-            for _, kernel in compile_launch(launch, "sm_90"):
-                yield {"pass": name, "steps": steps, **describe(kernel)}
+def folded(launch: Callable[[], None]) -> Compiled:
+    """The kernel of a launch in which the flags are compile-time constants, so that what is switched off is gone."""
+    pack_arguments = JITFunction._pack_args
+
+    def pack(kernel: JITFunction, backend: Any, options: dict, bound: dict, *others: Any) -> tuple:
+        parsed, signature, constants, attributes = pack_arguments(kernel, backend, options, bound, *others)
+        flags = {name: value for name, value in bound.items() if name.startswith("has_")}
+        signature |= dict.fromkeys(flags, "constexpr")
+        constants |= {(kernel.arg_names.index(name),): value for name, value in flags.items()}
+        return parsed, signature, constants, attributes
+
+    for kernel in (srm_scan.srm_scan_forward_kernel, srm_scan.srm_scan_backward_kernel):
+        kernel.device_caches.clear()  # which tell no flags apart
+    with patch.object(JITFunction, "_pack_args", pack):
+        (compiled,) = compile_launch(launch)
+    return compiled
+
+
+def scan_traffic(dtype: torch.dtype, in_full: bool) -> Iterator[dict]:
+    """Training and inference, of one chunk and of several."""
+    for steps in (8, 40) if in_full else (40,):
+        current = empty(16, steps, 4096, dtype=dtype)
+        launches = {
+            "forward": scan_forward(current, keep=True),
+            "event": scan_backward(current, "event"),
+        }
+        if in_full or dtype == torch.float32:
+            launches |= {
+                "inference": scan_forward(current),
+                "event, one path": scan_backward(current, "event", paths=(True, False), output=True),
+                "surrogate": scan_backward(current, "arctan", paths=(True, False)),
+            }
+        if in_full:
+            launches |= {
+                "with states": scan_forward(current, keep=True, state=True, output=True),
+                "learns": scan_backward(current, "event", learn=True, state=True),
+            }
+        for name, launch in launches.items():
+            yield {"pass": name, "steps": steps, **describe(folded(launch).code)}
+
+
+def variants(dtype: torch.dtype) -> dict[str, int]:
+    """How often each kernel would be compiled, and gradient rule, over many shapes, layouts and constants."""
+    keys: set[tuple[str, str]] = set()
+
+    def note(key: str, fn: Any, **_: Any) -> bool:
+        keys.add((kind, key))
+        return True  # do not compile
+
+    draw = random.Random(0)
+    thresholds = [SRMParameters(threshold=1 + number / 10) for number in range(12)]
+    with patch.object(knobs.runtime, "jit_cache_hook", note):
+        for case in range(1500):
+            steps = case % 300 + 1
+            batch = draw.choice((1, 2, 3, 16, 17, 255, 4096, 65536, 70000, draw.randint(1, 70000)))
+            widths = [draw.choice((1, 2, 3, 16, 17, 48, 5000, draw.randint(1, 5000)))]
+            widths += [draw.choice((1, 3, 7, 16, 32)) for _ in range(case % 3)]
+            time_axis = draw.randrange(2)
+            shape = [steps, batch, *widths] if time_axis == 0 else [batch, steps, *widths]
+            current = empty(math.prod(shape) + 1, dtype=dtype)[case % 2 :][: math.prod(shape)].view(shape)
+            if draw.random() < 0.3:
+                current = empty(*shape[:-1], 2 * shape[-1] + 1, dtype=dtype)[..., 1::2]
+            parameters = draw.choice(thresholds)
+            if draw.random() < 0.3:
+                parameters = SRMParameters(threshold=torch.ones(widths[0]))
+            options = {"state": draw.random() < 0.5, "output": draw.random() < 0.5, "time_axis": time_axis}
+            kind, trace, keep = "forward", draw.random() < 0.3, draw.random() < 0.5
+            compile_launch(scan_forward(current, parameters, trace=trace, keep=keep, **options))
+            kind, paths = draw.choice(tuple(SRM_SCAN_RULES)), draw.choice(((True, True), (True, False), (False, True)))
+            learn = draw.random() < 0.5
+            compile_launch(scan_backward(current, kind, parameters, paths=paths, learn=learn, **options))
+    return Counter(kind for kind, _ in keys)
 
 
 def batch_norm_traffic(dtype: torch.dtype) -> Iterator[dict]:
@@ -210,15 +340,20 @@ def batch_norm_traffic(dtype: torch.dtype) -> Iterator[dict]:
                 "backward": partial(batch_norm.backward, x, x, vector, statistics, x, statistics, 1e-5, samples),
             }
             for name, launch in passes.items():
-                for kernel_name, kernel in compile_launch(launch, "sm_90"):
+                for kernel_name, kernel, _ in compile_launch(launch):
                     row = {"pass": name, "samples": samples, "adjacent": order, "kernel": kernel_name}
                     yield row | describe(kernel)
 
 
 if __name__ == "__main__":
-    subject, which = sys.argv[1:]
+    subject, which, *options = sys.argv[1:]
     if subject == "every_kernel":
-        rows = every_kernel(which)
+        result = list(every_kernel(which, options[0], in_full="full" in options))
     else:
-        rows = {"scan": scan_traffic, "batch_norm": batch_norm_traffic}[subject](getattr(torch, which))
-    print(json.dumps(list(rows), indent=1))
+        pretend("sm_90")
+        dtype = getattr(torch, which)
+        if subject == "variants":
+            result = variants(dtype)
+        else:
+            result = list(scan_traffic(dtype, "full" in options) if subject == "scan" else batch_norm_traffic(dtype))
+    print(json.dumps(result, indent=1))

@@ -255,13 +255,15 @@ def test_mapped_scans(mapped, backend, device):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("channels", [1, 6])
-def test_mapped_constants_and_states(channels, backend, device):
-    """Several neurons on one current, with the gradients of each."""
+@pytest.mark.parametrize("features", [(), (6,), (6, 2)])
+@pytest.mark.parametrize("each", [False, True])
+def test_mapped_constants_and_states(each, features, backend, device):
+    """Several neurons on one current, with the gradients of each; some stay silent."""
     generator = torch.Generator().manual_seed(0)
-    current = torch.randn(4, 5, 6, dtype=torch.float64, generator=generator).to(device) + 0.7
-    thresholds = torch.rand(3, channels, dtype=torch.float64, generator=generator).to(device) + 0.5
-    states = torch.rand(3, 3, 4, 6, dtype=torch.float64, generator=generator).to(device)
+    current = torch.randn(4, 5, *features, dtype=torch.float64, generator=generator).to(device) + 0.4
+    channels = features[0] if each and features else 1
+    thresholds = torch.rand(3, channels, dtype=torch.float64, generator=generator).to(device) + 0.7
+    states = torch.rand(3, 3, 4, *features, dtype=torch.float64, generator=generator).to(device)
 
     def loss(threshold: Tensor, state: Tensor, current: Tensor) -> Tensor:
         parameters = SRMParameters(threshold=threshold)

@@ -200,7 +200,7 @@ def _allocate_scan(
     steps = current.shape[time_axis]
     kept = 0
     if keep and resolve_backend(current.device, backend) == "triton":
-        kept = -(-steps // srm_scan_chunk(steps)) - 1 if steps else 0
+        kept = -(-steps // srm_scan_chunk(steps, current.itemsize)) - 1 if steps else 0
     wide = accumulator_dtype(current.dtype)
     return (
         torch.empty_like(current),
@@ -336,38 +336,30 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
     position = 2 if op is _scan_backward else 0  # of the current; the constants come next
 
     def mapped(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], Any]:
-        current, constants = arguments[position : position + 2]
-        mapped_axes = [0 if in_dims[position + i] is None else 1 for i in range(2)]
-        has_channels = current.dim() - mapped_axes[0] > 2
-        channels = current.movedim(in_dims[position] or 0, 0).shape[2 + mapped_axes[0]] if has_channels else 1
-        shared = constants.movedim(in_dims[position + 1] or 0, 0).shape[1 + mapped_axes[1]] == 1
+        size, count = info.batch_size, len(channel_axes)
+        tensors = [
+            one if one is None else one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0)
+            for one, dim in zip(arguments[:count], in_dims[:count], strict=True)
+        ]
+        current, constants = tensors[position : position + 2]
+        channels = current.shape[3] if current.dim() > 3 else 1
+        tensors[position + 1] = constants.expand(-1, -1, channels)
 
-        def join(argument: int, axis: int) -> Tensor | None:
-            tensor, dim = arguments[argument], in_dims[argument]
-            if tensor is None or (dim is None and tensor.shape == (0,)):
-                return tensor
-            tensor = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            if tensor.shape[1:] == (0,):
-                return tensor[0]
-            if argument == position + 1:
-                tensor = tensor.expand(-1, -1, channels)
+        def join(tensor: Tensor | None, axis: int) -> Tensor | None:
+            if tensor is None or tensor.shape[1:] == (0,):
+                return None if tensor is None else tensor[0]
             tensor = tensor.movedim(0, axis)
-            return (
-                tensor.flatten(axis, axis + 1) if has_channels or (axis == 1 and argument == position + 1) else tensor
-            )
+            return tensor.flatten(axis, axis + 1) if tensor.dim() > axis + 1 else tensor
 
-        def split(result: Tensor, axis: int) -> tuple[Tensor, int | None]:
-            if result.shape == (0,):
-                return result, None
-            if axis == 1 and len(result_axes) == 4 and position:  # gradients of constants
-                result = result.unflatten(1, (info.batch_size, channels))
-                return (result.sum(2, keepdim=True) if shared else result), 1
-            return (result.unflatten(axis, (info.batch_size, channels)) if has_channels else result), axis
-
-        tensors = [join(number, axis) for number, axis in enumerate(channel_axes)]
-        results = op(*tensors, *arguments[len(tensors) :])
-        split_results, axes = zip(*map(split, results, result_axes), strict=True)
-        return split_results, axes
+        results = list(op(*map(join, tensors, channel_axes), *arguments[count:]))
+        axes = [None if result.shape == (0,) else axis for result, axis in zip(results, result_axes, strict=True)]
+        for number, axis in enumerate(axes):
+            of_constants = bool(position) and number == 3
+            if axis is not None and (current.dim() > 3 or of_constants):
+                results[number] = results[number].unflatten(axis, (size, channels))
+        if position and axes[3] is not None and constants.shape[2] == 1:
+            results[3] = results[3].sum(2, keepdim=True)
+        return tuple(results), tuple(axes)
 
     op.register_vmap(mapped)
 
@@ -404,6 +396,8 @@ class _Scan(Function):
     @once_differentiable("srm_scan")
     def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
         grad_spikes, grad_final = gradients[:2]
+        if grad_final is not None and grad_final.shape == (0,):  # compiled code makes one of a state not asked for
+            grad_final = None
         if grad_spikes is None:
             grad_spikes = saved[0].new_zeros(()).expand_as(saved[0])
         weight_path, time_path, constants, initial = ctx.needs_input_grad[:4]
