@@ -181,10 +181,13 @@ def map_inputs(
         time_axis: 0 or 1.
     """
     split = rules.splits and (inputs.requires_grad or transforms_active())  # which hide what needs a gradient
-    distinct = inputs.narrow(time_axis, 0, 1) if _repeats(inputs, time_axis) else inputs
+    repeats = _repeats(inputs, time_axis)
+    distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
     samples = (distinct.detach() if split else distinct).flatten(0, 1)
     mapped = affine(samples, *tensors)
-    current = mapped.unflatten(0, distinct.shape[:2]).expand(*inputs.shape[:2], *mapped.shape[1:])
+    current = mapped.unflatten(0, distinct.shape[:2])
+    if repeats:
+        current = current.expand(*inputs.shape[:2], *mapped.shape[1:])
     if not split:
         return current, None
     detached = (None if tensor is None else tensor.detach() for tensor in tensors)

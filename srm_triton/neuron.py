@@ -143,11 +143,12 @@ class SRMNeuron(nn.Module):
         Raises:
             ValueError: if one is no longer in its range; of learned ones on a GPU a NaN silences its neurons instead.
         """
-        values = {name: getattr(self, name) for name in NAMES}
-        if torch.compiler.is_compiling() or transforms_active():
-            return SRMParameters(**values)
-        if self._fixed is not None and all(getattr(self._fixed, name) is value for name, value in values.items()):
+        compiled = torch.compiler.is_compiling() or transforms_active()
+        if self._fixed is not None and not compiled and self._fixed.consists_of(self._buffers):
             return self._fixed
+        values = {name: getattr(self, name) for name in NAMES}
+        if compiled:
+            return SRMParameters(**values)
         for name in self.learn:
             if values[name].device.type == "cpu":  # elsewhere it would wait for the device
                 check_range(name, values[name])

@@ -1,7 +1,7 @@
 """The constants of SRM neurons and their state: values of tensors, which can be learned, saved and handed on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, NamedTuple
@@ -104,6 +104,22 @@ class SRMParameters:
         parameters.__dict__.update(values, _packed={} if keep else None)
         return parameters
 
+    def consists_of(self, tensors: Mapping[str, Tensor | None]) -> bool:
+        """Whether the constants are these very tensors."""
+        return all(tensors.get(name) is value for name, value in zip(NAMES, self._tensors, strict=True))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (
+            self.tau_m,
+            self.tau_s,
+            self.tau_g,
+            self.threshold,
+            self.membrane_slope_limit,
+            self.gradient_slope_limit,
+            self.sharpness,
+        )
+
     def check(self) -> None:
         """Checks that every value is in its range, as construction does; for tensors that have changed since.
 
@@ -123,7 +139,7 @@ class SRMParameters:
         computed in float64 and rounded once. Each tensor is computed once and kept until a constant changes, unless a
         gradient passes. As a_s = 1 − 1/τ_s, the row of 1/τ_s stands for both in the backward.
         """
-        values = tuple(getattr(self, name) for name in NAMES)
+        values = self._tensors
         key = accumulator_dtype(like.dtype), like.device
         if torch.compiler.is_compiling() or transforms_active():
             return _pack(values, *key)
@@ -150,7 +166,7 @@ class SRMParameters:
         return f"SRMParameters({', '.join(f'{name}={_rounded(value)}' for name, value in shown.items())})"
 
     def _values(self) -> tuple[Any, ...]:
-        values = (getattr(self, name).tolist() for name in NAMES)
+        values = (value.tolist() for value in self._tensors)
         return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 

@@ -341,7 +341,7 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
             one if one is None else one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0)
             for one, dim in zip(arguments[:count], in_dims[:count], strict=True)
         ]
-        current, constants = tensors[position : position + 2]
+        current, constants = (one for one in tensors[position : position + 2] if one is not None)
         channels = current.shape[3] if current.dim() > 3 else 1
         tensors[position + 1] = constants.expand(-1, -1, channels)
 
