@@ -203,14 +203,7 @@ class _SeedLayer(nn.Module):
     """Weight, normalisation and constants under their published names; runs on this package's operations."""
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        v_th: float,
-        taum: float,
-        taus: float,
-        taug: float,
-        weight_norm: bool,
-        eps: float,
+        self, shape: tuple[int, ...], v_th: float, taum: float, taus: float, taug: float, weight_norm: bool, eps: float
     ) -> None:
         super().__init__()
         self.v_th, self.taum, self.taus, self.taug = v_th, taum, taus, taug

@@ -233,12 +233,7 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
     """
 
     def __init__(
-        self,
-        out_features: int = 10,
-        in_channels: int = 1,
-        parameters: SRMParameters | None = None,
-        *,
-        width: int = 64,
+        self, out_features: int = 10, in_channels: int = 1, parameters: SRMParameters | None = None, *, width: int = 64
     ) -> None:
         _check_sizes(out_features, in_channels, width, 1)
         stages = _stages(partial(SpikingBasicBlock2D, parameters=parameters), width)
