@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,7 +90,10 @@ def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:
 @functools.cache
 def _thread_pool() -> Any:
     """The entry to the OpenMP threads that PyTorch has loaded; None where they are of another kind."""
-    return getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    try:
+        return getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), "GOMP_parallel", None)
+    except OSError:  # another platform
+        return None
 
 
 def problem() -> str | None:

@@ -214,7 +214,7 @@ class _SeedLayer(nn.Module):
         self.eps: Tensor
 
     @property
-    def _neuron(self) -> SRMParameters:
+    def _srm_parameters(self) -> SRMParameters:
         return SRMParameters(self.taum, self.taus, self.taug, self.v_th)
 
     def _effective_weight(self) -> Tensor:
@@ -259,7 +259,7 @@ class srmLinear(_SeedLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs [batch, time, in_features] to spikes [batch, time, out_features]."""
-        spikes: Tensor = srm_linear(inputs, self._effective_weight(), self._neuron)
+        spikes: Tensor = srm_linear(inputs, self._effective_weight(), self._srm_parameters)
         return spikes
 
 
@@ -312,7 +312,7 @@ class srmConv2d(_SeedLayer):
         return srm_conv2d(
             inputs,
             self._effective_weight(),
-            self._neuron,
+            self._srm_parameters,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,

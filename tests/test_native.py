@@ -71,7 +71,9 @@ def test_a_library_of_another_version(monkeypatch):
         monkeypatch.setattr(native, "_layout", lambda *a, wrong=wrong: (8,) if a[1] == wrong else layout(*a))
         assert native._library.__wrapped__() == "of another version: install the package again"
     monkeypatch.undo()
-    monkeypatch.setattr(native, "_path", lambda: torch._C.__file__)  # which has none of the operations
+    monkeypatch.setattr(
+        native, "_path", lambda: str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
+    )  # which has none of the operations
     assert native._library.__wrapped__() == "of another version: install the package again"
 
 

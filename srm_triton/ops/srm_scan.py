@@ -463,7 +463,8 @@ def srm_scan(
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``, the derivative that stands for that of a spike.
         output: whether the event rule counts neurons that stay silent as firing once, in the backward only; for the
             neurons that a loss looks at.
-        return_state: whether to return the state after the last step too.
+        return_state: whether to return the state after the last step too. A loss on the state has its gradient with
+            respect to the current; with the event rule it passes no spike, so it trains the last layer only.
         batch_first: False for [time, batch, channels, ...].
 
     Returns:
@@ -503,6 +504,9 @@ def scan(
     batch_first: bool,
 ) -> Any:
     """`srm_scan` for layers: `earlier`, in the shape of the current, receives the time path; `rule` is checked."""
+    for name, flag in (("output", output), ("return_state", return_state), ("batch_first", batch_first)):
+        if flag is not True and flag is not False:
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
     initial, constants, time_axis = _check(current, parameters, state, batch_first)
     keep = _needs_gradient(current, earlier, constants, initial)
     results = _Scan.apply(
