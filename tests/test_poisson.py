@@ -92,16 +92,14 @@ def test_constants_that_are_far_apart(backend, distance, weight, dtype):
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="the C library is missing")
-def test_every_number_of_threads_gives_the_same():
-    before = torch.get_num_threads()
+def test_every_number_of_threads_gives_the_same(number_of_threads):
     target = torch.randn(2, 3, 100, 300, generator=torch.Generator().manual_seed(0))
     results = []
     with use_backend("native"):
         for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+            number_of_threads(threads)
             equation = PoissonEquation(constants(1.0, 2.0), constants(3.0, 0.1), (100, 300), torch.float32)
             results.append(equation.solve(target))
-    torch.set_num_threads(before)
     assert target.numel() >= native._PARALLEL_FROM
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     assert math.isfinite(results[0].sum())
@@ -111,16 +109,8 @@ def test_every_number_of_threads_gives_the_same():
     ("target", "error", "message"),
     [
         (torch.ones(1, 1, 4, 5), TypeError, "target must have the dtype of the equation, torch.float64, got torch.flo"),
-        (
-            torch.ones(2, 1, 4, 5).double(),
-            ValueError,
-            r"shape \[1, channels, 4, 5\] of the equation, got \[2, 1, 4, 5\]",
-        ),
-        (
-            torch.ones(1, 1, 5, 4).double(),
-            ValueError,
-            r"shape \[1, channels, 4, 5\] of the equation, got \[1, 1, 5, 4\]",
-        ),
+        (torch.ones(2, 1, 4, 5).double(), ValueError, r"shape \[1, channels, 4, 5\] .* equation, got \[2, 1, 4, 5\]"),
+        (torch.ones(1, 1, 5, 4).double(), ValueError, r"shape \[1, channels, 4, 5\] .* equation, got \[1, 1, 5, 4\]"),
         (torch.ones(1, 4, 5).double(), ValueError, r"shape \[1, channels, 4, 5\] of the equation, got \[1, 4, 5\]"),
         (torch.ones(1, 1, 4, 5, device="meta").double(), ValueError, "device of the equation, cpu, got meta"),
         ([1.0], TypeError, "target must be a torch.Tensor, got list"),
