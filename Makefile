@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts mutants coverage lint docs bench bench-peers clean
+.PHONY: demo test contracts thorough mutants coverage lint docs bench bench-peers clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -13,9 +13,12 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n auto
 
-# more than `make test`: for every GPU, with every change of a kernel, with every line counted
+# more than `make test`: for every GPU, with many more examples, with every change of a kernel, with every line counted
 contracts: $(VENV)/test
 	$(BIN)/python -m pytest -n auto tests/test_compile.py --every-target
+
+thorough: contracts
+	$(BIN)/python -m pytest -n auto --thorough tests/test_properties.py tests/test_traffic.py
 
 mutants: $(VENV)/test
 	$(BIN)/python tests/mutate.py

@@ -144,7 +144,7 @@ class SRMNeuron(nn.Module):
             ValueError: if one is no longer in its range; of learned ones on a GPU a NaN silences its neurons instead.
         """
         compiled = torch.compiler.is_compiling() or transforms_active()
-        if self._fixed is not None and not compiled and self._fixed.consists_of(self._buffers):
+        if not compiled and self._fixed is not None and self._fixed.consists_of(self._buffers):
             return self._fixed
         values = {name: getattr(self, name) for name in NAMES}
         if compiled:

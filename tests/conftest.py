@@ -28,7 +28,9 @@ def number_of_threads():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-target", action="store_true", help="compile the kernels for all eleven GPUs, not one")
-    parser.addoption("--thorough", action="store_true", help="more examples of properties, traffic of all dtypes")
+    parser.addoption(
+        "--thorough", action="store_true", help="20 times the examples of properties, traffic in every dtype"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,6 @@
 """Laws that hold bit for bit, whatever the input: on the eager reference, the C library and the interpreted kernels.
 
-Examples are drawn anew where a law fails and the same in every other run.
+Examples are drawn anew where a law fails and with `--thorough`, and the same in every other run.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,7 @@ from torch import Tensor
 from srm_triton import SRMParameters, srm_scan, use_backend
 from srm_triton.ops.srm_scan import scan
 
-EXAMPLES = {
-    "reference": 150,
-    "native": 150,
-    "triton": 6,
-}  # of each law; a launch in the interpreter takes milliseconds
+EXAMPLES = {"reference": 150, "native": 150, "triton": 6}  # of each law; an interpreted launch takes milliseconds
 SPECIAL_VALUES = (0.0, -0.0, 1.0, 1e-30, 1e30, -1e30, float("inf"), float("-inf"), float("nan"))
 
 
@@ -74,11 +70,12 @@ def law(strategy):
 
     def decorate(test):
         @pytest.mark.parametrize("backend", BACKENDS)
-        def on_backend(backend):
+        def on_backend(backend, pytestconfig):
             health = [HealthCheck.too_slow, HealthCheck.data_too_large]
+            thorough = pytestconfig.getoption("thorough")
             checked = settings(
-                max_examples=EXAMPLES[backend],
-                derandomize=True,
+                max_examples=EXAMPLES[backend] * (20 if thorough else 1),
+                derandomize=not thorough,
                 deadline=None,
                 database=None,
                 suppress_health_check=health,

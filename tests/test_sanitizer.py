@@ -12,7 +12,8 @@ from sanitizer import KernelError, check_interpreter, sanitized
 from triton import language as tl
 from triton.runtime import interpreter
 
-from srm_triton.kernels import batch_norm, launch, srm_scan
+from srm_triton import SRMParameters
+from srm_triton.kernels import batch_norm, launch, srm_scan, srm_scan_chunk
 from srm_triton.kernels.configurations import Configuration
 from srm_triton.kernels.layout import accumulator_dtype
 
@@ -382,40 +383,47 @@ def test_bfloat16_is_rounded_to_nearest_even():
 
 
 @pytest.mark.parametrize(
-    ("steps", "time_axis", "dtype"),
+    ("steps", "time_axis", "dtype", "rule"),
     [
-        (1, 1, torch.float32),
-        (16, 0, torch.float16),
-        (17, 1, torch.float64),  # chunks of 9 and 8 steps
-        (18, 0, torch.bfloat16),
-        (35, 1, torch.float32),
+        (1, 1, torch.float32, "event"),
+        (8, 0, torch.float16, "fast_sigmoid"),
+        (17, 1, torch.float64, "event"),
+        (35, 0, torch.bfloat16, "arctan"),
     ],
 )
-def test_the_scan_is_clean(steps, time_axis, dtype):
+def test_the_scan_is_clean(steps, time_axis, dtype, rule):
+    """With and without what is optional, in several programs, the last of which has lanes without a neuron."""
     generator = torch.Generator().manual_seed(steps)
-    shape = (steps, 5, 6) if time_axis == 0 else (5, steps, 6)
+    wide, neurons, configuration = accumulator_dtype(dtype), (5, 6), Configuration(16, 1)
+    shape = [5, 6]
+    shape.insert(time_axis, steps)
     current, grad = (torch.randn(*shape, generator=generator).to(dtype) + 0.8 for _ in range(2))
     strided = torch.cat([current, current], -1)[..., :6]
-    chunks = srm_scan.split_time(steps)[0]
-    wide = accumulator_dtype(dtype)
-    states = torch.empty(chunks - 1, 3, 5, 6, dtype=wide) if chunks > 1 else None
-    constants = {"time_axis": time_axis, "constants": (0.8, 0.6, 0.7, 2.0, 0.3)}
-    constants["configuration"] = Configuration(16, 1)  # several programs
+    state, grad_state = (0.1 * torch.randn(3, 5, 6, dtype=wide, generator=generator) for _ in range(2))
+    shared, per_channel = (SRMParameters(threshold=value).pack(current) for value in (0.5, torch.linspace(0.3, 1, 6)))
+    none, nowhere = torch.empty(0, dtype=wide), torch.empty(0, dtype=torch.int32)
     spikes, (membrane, trace) = torch.empty_like(current), (torch.empty_like(current, dtype=wide) for _ in range(2))
     with sanitized(spikes, membrane, trace):
-        srm_scan.forward(strided, spikes, membrane, trace, None, **constants)
-    with sanitized(spikes, *([] if states is None else [states])):
-        srm_scan.forward(current, spikes, None, None, states, **constants)
+        srm_scan.forward(strided, shared, None, spikes, none, none, nowhere, membrane, trace, time_axis, configuration)
+    chunks = -(-steps // srm_scan_chunk(steps, current.itemsize))
+    final, checkpoints = torch.empty_like(state), torch.empty(chunks - 1, 3, *neurons, dtype=wide)
+    events = torch.empty(neurons, dtype=torch.int32)
+    with sanitized(spikes, final, events, *[checkpoints] * (chunks > 1)):
+        srm_scan.forward(
+            current, per_channel, state, spikes, final, checkpoints, events, None, None, time_axis, configuration
+        )
     assert 0 < spikes.sum() < spikes.numel()
 
-    constants["gradient_constants"] = (0.4, 100.0, 100.0)
-    weight_path, time_path = torch.empty_like(current), torch.empty_like(current)
-    neurons = [size for axis, size in enumerate(shape) if axis != constants["time_axis"]]
-    label_steps = torch.randint(-1, steps, neurons, dtype=torch.int32, generator=generator)
-    with sanitized(weight_path, time_path):
-        srm_scan.backward(grad[..., :1].expand_as(grad), current, states, None, weight_path, time_path, **constants)
-        srm_scan.backward(grad, strided, states, label_steps, weight_path, None, **constants)
-        srm_scan.backward(grad, current, states, label_steps.mT.contiguous().mT, None, time_path, **constants)
+    weight_path, time_path, grad_initial, grad_constants = (torch.empty_like(t) for t in (grad, grad, state, state))
+    optional = checkpoints, events.mT.contiguous().mT, weight_path, time_path, grad_initial, grad_constants
+    with sanitized(*optional[2:]):
+        one = grad[..., :1].expand_as(grad)
+        srm_scan.backward(one, grad_state, strided, per_channel, state, *optional, time_axis, rule, configuration)
+    path = (weight_path, time_path)[steps % 2]
+    paths = (path, none) if path is weight_path else (none, path)
+    with sanitized(path):
+        omitted = checkpoints, nowhere, *paths, none, none
+        srm_scan.backward(grad, None, current, shared, None, *omitted, time_axis, rule, configuration)
 
 
 def test_a_split_that_holds_part_of_one_tile_is_clean(monkeypatch):

@@ -538,7 +538,7 @@ def test_opcheck(dtype, device):
             current = current.transpose(0, 1).contiguous()
         constants = SRMParameters(threshold=torch.ones(3)).pack(current)
         initial = torch.zeros(3, 2, 3, dtype=constants.dtype, device=device) if keep else None
-        arguments = (current, constants, initial, time_axis, keep, True, keep, backend)
+        arguments = (current, constants, initial, time_axis, [keep, True, keep], backend)
         torch.library.opcheck(_scan, arguments)
         torch.library.opcheck(_trace, (current, constants, initial, time_axis, backend))
         _, final, checkpoints, events = _scan(*arguments)

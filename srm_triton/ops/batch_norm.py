@@ -23,7 +23,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_goes_with, check_number, check_option, check_size, check_tensor
-from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
+from srm_triton.functions import Function, Gradients, custom_op, fake_of, keep_results, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
 Gradient = Literal["exact", "seed"]
@@ -79,7 +79,7 @@ def _reference_backward(
 # Custom ops
 
 
-@torch.library.custom_op("srm_triton::batch_norm", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("batch_norm")
 def _normalise(
     inputs: Tensor,
     weight: Vector,
@@ -105,13 +105,13 @@ def _normalise(
     return outputs, statistics
 
 
-@_normalise.register_fake
+@fake_of(_normalise)
 def _allocate(inputs: Tensor, weight: Vector, bias: Vector, dim: int, *constants: Any) -> tuple[Tensor, Tensor]:
     statistics = inputs.new_empty((3, inputs.shape[1 - dim]), dtype=accumulator_dtype(inputs.dtype))
     return torch.empty_like(inputs), statistics
 
 
-@torch.library.custom_op("srm_triton::batch_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("batch_norm_backward")
 def _backward(
     grad_outputs: Tensor,
     inputs: Tensor,
@@ -137,7 +137,7 @@ def _backward(
     return grad_inputs, grad_affine
 
 
-@_backward.register_fake
+@fake_of(_backward)
 def _allocate_backward(
     grad_outputs: Tensor, inputs: Tensor, weight: Vector, statistics: Tensor, dim: int, *constants: Any
 ) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ def _map(op: Any, *feature_axes: int | None) -> None:
         results = op(*joined, *arguments[len(feature_axes) :])
         return tuple(map(split, results, (feature_axis, 1))), (feature_axis, 1)
 
-    op.register_vmap(mapped)
+    torch.library.register_vmap(op, mapped)
 
 
 _map(_normalise, None, 0, 0)
