@@ -1,6 +1,5 @@
 """Which implementation runs, and that a machine without Triton can do without."""
 
-import asyncio
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -65,25 +64,6 @@ def test_overrides_nest_and_end():
     assert requested_backend() == "auto"
 
 
-def test_overlapping_coroutines():
-    async def first(inside: asyncio.Event, leave: asyncio.Event) -> None:
-        with use_backend("reference"):
-            inside.set()
-            await leave.wait()
-
-    async def second() -> None:
-        inside, leave = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(first(inside, leave))
-        await inside.wait()
-        with use_backend("triton"):
-            leave.set()
-            await task
-            assert requested_backend() == "triton"
-        assert requested_backend() == "auto"
-
-    asyncio.run(second())
-
-
 def blocks(*names: str) -> Iterator[None]:
     for name in names:
         with use_backend(name):
@@ -91,6 +71,7 @@ def blocks(*names: str) -> Iterator[None]:
 
 
 def test_interleaved_generators():
+    """As coroutines may be."""
     first, second = blocks("reference", "reference"), blocks("triton", "native")
     seen = [(next(generator), requested_backend())[1] for generator in (first, second, first, second)]
     assert seen == ["reference", "triton", "reference", "native"]
@@ -104,9 +85,7 @@ def in_another_thread(function: Callable[[], object]) -> None:
     thread.join()
 
 
-@pytest.mark.parametrize(
-    "call", [lambda function: function(), in_another_thread], ids=["same thread", "another thread"]
-)
+@pytest.mark.parametrize("call", [lambda function: function(), in_another_thread])
 def test_a_generator_closed_late(call):
     late, equal = blocks("reference"), blocks("reference")
     next(late)
