@@ -40,18 +40,6 @@ def test_the_solution_satisfies_the_equation(backend, size, scale):
     torch.testing.assert_close(equation.solve(left_side(2 * u, distance, weight)), 2 * solution, rtol=0, atol=0)
 
 
-def test_both_are_the_same_matrix():
-    """Column by column of the identity, for a size whose columns and rows differ."""
-    identity = torch.eye(20, dtype=torch.float64).reshape(20, 1, 4, 5)
-    distance, weight = constants(1.5), constants(0.7)
-    matrix = left_side(identity, distance, weight).reshape(20, 20)
-    expected = torch.linalg.inv(matrix).reshape(20, 1, 4, 5)
-    for name in BACKENDS:
-        with use_backend(name):
-            equation = PoissonEquation(distance.expand(20), weight.expand(20), (4, 5), torch.float64)
-        torch.testing.assert_close(equation.solve(identity), expected, rtol=0, atol=1e-15)
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("weight", [1.0, 1e4, 1e12])
 def test_centred(backend, size, weight):

@@ -178,18 +178,13 @@ def test_what_is_constant_weighs_nothing():
     assert (one_sample.weight.tolist(), one_sample.bias) == ([0, 0, 0], y[0])
 
 
-def test_offsets_cost_nothing():
-    x, y, _, _ = drawn((3,), (), samples=40)
-    plain = LinearRegression().fit(x, y)
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
+def test_offsets_and_scales_cost_nothing(scale):
+    x, y, _, _ = drawn((3,), (2,), samples=40)
+    plain, sizes = LinearRegression().fit(x, y), torch.tensor([1.0, 1e-9]).double()
     moved = LinearRegression().fit(x + 2.0**30, y - 2.0**20)
     assert abs(moved.iterations - plain.iterations) <= 2
     torch.testing.assert_close(moved.weight, plain.weight, rtol=0, atol=1e-6)  # x + 2³⁰ is rounded to 2e-7
-
-
-@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
-def test_scales_cost_nothing(scale):
-    x, y, _, _ = drawn((3,), (2,), samples=40)
-    plain, sizes = LinearRegression().fit(x, y), torch.tensor([1.0, 1e-9]).double()
     both = LinearRegression().fit(x * scale, y * scale * sizes)
     torch.testing.assert_close(both.weight, plain.weight * sizes, rtol=1e-11, atol=0)
     assert abs(both.iterations - plain.iterations) <= 2
