@@ -202,16 +202,12 @@ def test_constant_columns_become_their_bias(backend, samples, device):
     assert torch.equal(mean, inputs[0])
 
 
-def test_one_sample_without_correction(backend, device):
+def test_one_sample_without_correction_and_no_features(backend, device):
     outputs, grad_inputs, grad_weight, grad_bias = run(backend, device, make((1, 5), 0, torch.float32), correction=0)
     bias, grad = make((1, 5), 0, torch.float32)[2:]
     assert torch.equal(outputs[0], bias) and torch.equal(grad_bias, grad[0])
     assert not grad_inputs.any() and not grad_weight.any()
-
-
-def test_no_features(backend, device):
-    tensors = make((4, 0), 0, torch.float32)
-    outputs, *gradients = run(backend, device, tensors)
+    outputs, *gradients = run(backend, device, make((4, 0), 0, torch.float32))
     assert outputs.shape == (4, 0) and [gradient.numel() for gradient in gradients] == [0, 0, 0]
 
 

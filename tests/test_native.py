@@ -21,13 +21,6 @@ CPU = torch.device("cpu")
 needs_library = pytest.mark.skipif(native.problem() is not None, reason=f"the C library is {native.problem()}")
 
 
-@pytest.fixture
-def number_of_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_it_is_built_where_there_is_a_compiler():
     assert native.problem() is None or not any(map(shutil.which, ("cc", "gcc", "clang")))
 
