@@ -37,10 +37,10 @@ def _load_constants(constants, n, channels, channels_reciprocal, channel_stride,
 
 
 @triton.jit
-def _load_state(pointer, n, neurons, mask):
-    u = tl.load(pointer + n, mask=mask, other=0.0)
-    s = tl.load(pointer + neurons + n, mask=mask, other=0.0)
-    g = tl.load(pointer + 2 * neurons + n, mask=mask, other=0.0)
+def _load_state(pointer, n, neurons, mask, other):
+    u = tl.load(pointer + n, mask=mask, other=other[0])
+    s = tl.load(pointer + neurons + n, mask=mask, other=other[1])
+    g = tl.load(pointer + 2 * neurons + n, mask=mask, other=other[2])
     return u, s, g
 
 
@@ -99,15 +99,8 @@ def _surrogate(v, sharpness, RULE: tl.constexpr):
 
 @triton.jit
 def _bits(value):
+    """Negative for −0 too."""
     return value.to(tl.int64 if value.dtype == tl.float64 else tl.int32, bitcast=True)
-
-
-@triton.jit
-def _mark(value, mark):
-    """The magnitude of a value, and as its sign, that of 0 and NaN too, a mark."""
-    bits = _bits(tl.abs(value))
-    sign: tl.constexpr = -(2 ** (value.dtype.primitive_bitwidth - 1))
-    return tl.where(mark, bits | sign, bits).to(value.dtype, bitcast=True)
 
 
 @triton.jit(
@@ -157,7 +150,7 @@ def srm_scan_forward_kernel(
     values = _load_constants(constants, n, channels, channels_reciprocal, channel_stride, channel_stride_reciprocal)
     current += row * stride_outer + column * stride_inner
     output = row * steps * inner + column
-    state = _load_state(initial, n, neurons, has_initial != 0)
+    state = _load_state(initial, n, neurons, has_initial != 0, (0.0, 0.0, 0.0))
     last_rise = tl.full((BLOCK,), -1, tl.int32)
     any_fired = tl.zeros((BLOCK,), tl.int1)
     chunks = tl.cdiv(steps, CHUNK)
@@ -243,10 +236,9 @@ def srm_scan_backward_kernel(
     start = (chunks - 1) * CHUNK
     current += row * stride_outer + column * stride_inner + start * stride_time
     grad_spikes += row * grad_stride_outer + column * grad_stride_inner + start * grad_stride_time
-    checkpoints += (chunks - 2) * 3 * neurons
     output = (row * steps + start + CHUNK) * inner + column
     event_step = tl.load(events + n, mask=has_events != 0, other=-1)
-    to_u, to_s, to_g = _load_state(grad_final, n, neurons, has_grad_final != 0)
+    to_u, to_s, to_g = _load_state(grad_final, n, neurons, has_grad_final != 0, (0.0, 0.0, 0.0))
     to_membrane_decay = tl.zeros((BLOCK,), accumulator)
     to_rise = tl.zeros((BLOCK,), accumulator)
     to_threshold = tl.zeros((BLOCK,), accumulator)
@@ -254,13 +246,13 @@ def srm_scan_backward_kernel(
         chunk = chunks - 1 - reverse
         first = chunk * CHUNK
         steps_left = tl.minimum(steps - first, CHUNK).to(tl.int32)
-        kept = tl.where(chunk > 0, checkpoints, initial)
-        start_state = _load_state(kept, n, neurons, (chunk > 0) | (has_initial != 0))
+        start_state = _load_state(initial, n, neurons, (chunk == 0) & (has_initial != 0), (0.0, 0.0, 0.0))
+        start_state = _load_state(checkpoints + (chunk - 1) * 3 * neurons, n, neurons, chunk > 0, start_state)
         inputs = _load_chunk(current, stride_time, steps_left, accumulator, CHUNK)
         grads = _load_chunk(grad_spikes, grad_stride_time, steps_left, accumulator, CHUNK)
 
         state = start_state
-        slopes = ()  # of the potential, negative where there is no spike: masks of all steps would fill AMD's registers
+        slopes = ()  # with a sign where there is no spike: masks of all steps would fill AMD's scalar registers
         trace_slopes = ()
         before = ()
         synapses = ()
@@ -272,7 +264,7 @@ def srm_scan_backward_kernel(
                 trace_slopes = trace_slopes + (_slope(g, gradient_limit),)
             else:
                 slope = _surrogate(u - threshold, sharpness, RULE)
-            slopes = slopes + (_mark(slope, ~fired),)
+            slopes = slopes + (slope * tl.where(fired, 1.0, -1.0),)
             if LEARN:
                 before = before + (previous,)
                 synapses = synapses + (s,)
@@ -299,10 +291,9 @@ def srm_scan_backward_kernel(
                 to_rise += tl.where(valid & (p != q), (p - q) * synapses[k], 0.0)
                 to_threshold -= tl.where(valid, w, 0.0)
             to_u, to_s, to_g = _select(valid, (p * membrane_decay, weight, time), (to_u, to_s, to_g))
+        _store_state(grad_initial, n, neurons, (chunk == 0) & (has_grad_initial != 0), (to_u, to_s, to_g))
         current -= CHUNK * stride_time
         grad_spikes -= CHUNK * grad_stride_time
-        checkpoints -= 3 * neurons
-    _store_state(grad_initial, n, neurons, has_grad_initial != 0, (to_u, to_s, to_g))
     if LEARN:
         _store_state(grad_constants, n, neurons, True, (to_membrane_decay, to_rise, to_threshold))
 
