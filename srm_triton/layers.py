@@ -176,7 +176,8 @@ class WeightedLayer(SRMLayer):
     Args:
         weight_norm: whether each channel's weights are normalised to mean `norm_bias` (0 at first) and standard
             deviation `norm_weight` (1 at first), two learned vectors. None, the default, for a fan-in of 3 or more:
-            of one or two weights it would leave nothing to learn but the gain.
+            of one or two weights it would leave nothing to learn but the gain. A weight of exactly 0 counts as pruned
+            and stays 0 in what is applied.
         eps: added to the variance in the normalisation.
 
     Attributes:

@@ -182,10 +182,9 @@ class SRMParameters:
 
 
 def _pack(values: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    tau_m, tau_s, tau_g, *others = torch.broadcast_tensors(*(value.to(torch.float64) for value in values))
-    rise = 1 / tau_s
-    rows = (1 - 1 / tau_m, (1 - rise).detach(), 1 - 1 / tau_g, rise, *others)
-    return torch.stack(rows).view(len(rows), -1).to(device, dtype)
+    stacked = torch.stack(torch.broadcast_tensors(*(value.to(torch.float64) for value in values)))
+    rates = 1 / stacked[:3]
+    return torch.cat((1 - rates, rates[1:2], stacked[3:])).view(8, -1).to(device, dtype)
 
 
 NAMES = tuple(field.name for field in fields(SRMParameters))
