@@ -22,8 +22,8 @@ Measured with version {version}. Made from `{source}` by
 `python -m bench.report {source} docs/performance.md`.
 
 No GPU has run the Triton kernels so far. What they move is counted in their machine code for sm_90 by
-`tests/test_traffic.py`: in training 24 bytes for each neuron and step up to 16 steps and at most 25.5 beyond
-(float32; 12 and 13.5 in bfloat16), in inference 8 (4).
+`tests/test_traffic.py`: in training 24 bytes for each neuron and step up to 16 steps and at most 25.5 beyond,
+with the surrogate gradient 20 and 21.5 (float32; 12 and 13.5, 10 and 11.5 in bfloat16), in inference 8 (4).
 
 {text}"""
 TEXT = """\
