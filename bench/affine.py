@@ -3,68 +3,55 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from bench.contenders import PUBLISHED_LAYER, Function, on_backends, peers_behind
-from bench.harness import DEVICE, THREADS, Contender
+from bench.contenders import PUBLISHED_LAYER, on_backends, peers_behind
+from bench.harness import DEVICE, Contender
 from srm_triton import srm_conv2d, srm_linear
 
-LINEAR = {"batch": 32, "steps": 16, "inputs": 1024, "neurons": 1024}
-CONVOLUTION = {"batch": 8, "steps": 8, "inputs": 16, "neurons": 32, "height": 28, "width": 28}
+CASES = {
+    "linear": {"batch": 32, "steps": 16, "inputs": 1024, "neurons": 1024},
+    "convolution": {"batch": 8, "steps": 8, "inputs": 16, "neurons": 32, "height": 28, "width": 28},
+}
+IMAGES = {"linear": CASES["linear"], "convolution": CASES["convolution"] | {"inputs": 3}}
 
 
-def spikes(*shape: int) -> torch.Tensor:
-    return (torch.rand(shape, device=DEVICE) < 0.2).float().requires_grad_()
-
-
-def weights(*shape: int) -> torch.Tensor:
-    return (torch.randn(shape, device=DEVICE) / torch.tensor(shape[1:]).prod() ** 0.5).requires_grad_()
-
-
-def convolve(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def convolve(inputs: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(inputs.flatten(0, 1), weight, padding=1).unflatten(0, inputs.shape[:2])
 
 
-def convolution_with_neurons(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def convolution_with_neurons(inputs: Tensor, weight: Tensor) -> Tensor:
     return srm_conv2d(inputs, weight, padding=1)
 
 
-@pytest.mark.parametrize("threads", THREADS)
-def test_linear(measure, shrink, threads):
-    shape = shrink(LINEAR)
-    batch, steps, inputs, neurons = shape.values()
-    contenders = [*on_backends(srm_linear), PUBLISHED_LAYER, *peers_behind(F.linear)]
-    measure("linear", shape, contenders, [spikes(batch, steps, inputs), weights(neurons, inputs)], threads=threads)
+LAYERS = {"linear": (srm_linear, F.linear), "convolution": (convolution_with_neurons, convolve)}
 
 
-@pytest.mark.parametrize("threads", THREADS)
-def test_convolution(measure, shrink, threads):
-    shape = shrink(CONVOLUTION)
+def random_weight(inputs: int, neurons: int, size: list[int]) -> Tensor:
+    weight = torch.randn(neurons, inputs, *(3 for _ in size), device=DEVICE)
+    return (weight / weight[0].numel() ** 0.5).requires_grad_()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layer(measure, shrink, threads, name):
+    shape = shrink(CASES[name])
     batch, steps, inputs, neurons, *size = shape.values()
-    contenders = [*on_backends(convolution_with_neurons), *peers_behind(convolve)]
-    tensors = [spikes(batch, steps, inputs, *size), weights(neurons, inputs, 3, 3)]
-    measure("convolution", shape, contenders, tensors, threads=threads)
+    spikes = (torch.rand(batch, steps, inputs, *size, device=DEVICE) < 0.2).float().requires_grad_()
+    layer, affine = LAYERS[name]
+    contenders = [*on_backends(layer), *[PUBLISHED_LAYER] * (name == "linear"), *peers_behind(affine)]
+    measure(name, shape, contenders, [spikes, random_weight(inputs, neurons, size)], threads=threads)
 
 
-@pytest.mark.parametrize("threads", THREADS)
-def test_direct_encoding_linear(measure, shrink, threads):
-    shape = shrink(LINEAR)
-    batch, steps, inputs, neurons = shape.values()
-    image, weight = torch.rand(batch, 1, inputs, device=DEVICE), weights(neurons, inputs)
-    contenders = on_an_image(image.expand(-1, steps, -1), srm_linear)
-    measure("linear, an image at every step", shape, contenders, [weight], threads=threads)
-
-
-@pytest.mark.parametrize("threads", THREADS)
-def test_direct_encoding_convolution(measure, shrink, threads):
-    shape = shrink(CONVOLUTION | {"inputs": 3})
+@pytest.mark.parametrize("name", IMAGES)
+def test_direct_encoding(measure, shrink, threads, name):
+    shape = shrink(IMAGES[name])
     batch, steps, inputs, neurons, *size = shape.values()
-    image, weight = torch.rand(batch, 1, inputs, *size, device=DEVICE), weights(neurons, inputs, 3, 3)
-    contenders = on_an_image(image.expand(-1, steps, -1, -1, -1), convolution_with_neurons)
-    measure("convolution, an image at every step", shape, contenders, [weight], threads=threads)
-
-
-def on_an_image(expanded: torch.Tensor, layer: Function) -> list[Contender]:
-    return [
-        Contender(name, lambda images=images: lambda weight: layer(images, weight))
-        for name, images in (("copied image", expanded.contiguous()), ("expanded image", expanded))
+    expanded = torch.rand(batch, 1, inputs, *size, device=DEVICE).expand(-1, steps, *[-1] * (1 + len(size)))
+    copied = expanded.contiguous()
+    contenders = [
+        Contender("expanded image", lambda: lambda weight: LAYERS[name][0](expanded, weight)),
+        Contender("copied image", lambda: lambda weight: LAYERS[name][0](copied, weight)),
     ]
+    measure(
+        f"{name}, an image at every step", shape, contenders, [random_weight(inputs, neurons, size)], threads=threads
+    )

@@ -1,11 +1,13 @@
 """Batch normalisation: of a weight over its fan-in, and of data over many samples."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bench.contenders import compiled, on_backends
-from bench.harness import DEVICE, THREADS, Contender
+from bench.harness import DEVICE, Contender
 from srm_triton import batch_norm
 
 CASES = {"weight": (1, {"features": 1024, "samples": 1024}), "data": (0, {"samples": 32768, "features": 64})}
@@ -18,7 +20,6 @@ def formula(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, axis: int
 
 
 # Least traffic in bytes: the matrix in, the result out; then matrix and gradient in, the gradient out.
-@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
 def test_batch_norm(measure, shrink, threads, name, case, traffic):
@@ -26,9 +27,9 @@ def test_batch_norm(measure, shrink, threads, name, case, traffic):
     x = torch.randn(tuple(shape.values()), device=DEVICE)
     vectors = [torch.ones(shape["features"], device=DEVICE), torch.zeros(shape["features"], device=DEVICE)]
     contenders = [
-        *on_backends(lambda x, weight, bias: batch_norm(x, weight, bias, dim=axis), ("reference", "triton")),
-        Contender("formula", lambda: lambda x, weight, bias: formula(x, weight, bias, axis)),
-        Contender("torch.compile", lambda: compiled(lambda x, weight, bias: formula(x, weight, bias, axis))),
+        *on_backends(partial(batch_norm, dim=axis), ("triton", "reference")),
+        Contender("formula", lambda: partial(formula, axis=axis)),
+        Contender("torch.compile", lambda: compiled(partial(formula, axis=axis))),
         Contender(
             "F.batch_norm",
             lambda: lambda x, w, b: F.batch_norm(x if axis == 0 else x.t(), None, None, w, b, training=True),

@@ -23,13 +23,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    installed = {package.name.lower(): package.version for package in metadata.distributions()}
     config.stash[RUN] = {
         "machine": {
             "processor": cpuinfo.get_cpu_info()["brand_raw"],
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "versions": {"python": platform.python_version()} | dict(filter(None, map(_version, PACKAGES))),
+        "versions": {"python": platform.python_version()}
+        | {name: installed[name] for name in PACKAGES if name in installed},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": " ".join(["python -m pytest", *map(str, config.invocation_params.args)]),
         "about": {},
@@ -37,11 +39,11 @@ def pytest_configure(config):
     }
 
 
-def _version(package):
-    try:
-        return package, metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+@pytest.hookimpl(trylast=True)  # so that runs of a case with one thread and with more follow each other
+def pytest_generate_tests(metafunc):
+    """Measures with each number of PyTorch's threads where a test asks for `threads`."""
+    if "threads" in metafunc.fixturenames:
+        metafunc.parametrize("threads", [1] if harness.DEVICE.type == "cuda" else sorted({1, torch.get_num_threads()}))
 
 
 def pytest_benchmark_group_stats():
@@ -69,16 +71,19 @@ def measure(request, benchmark):
     torch.manual_seed(0)
     run = request.config.stash[RUN]
     operation = request.module.__name__.rpartition(".")[2]
+    threads_before = torch.get_num_threads()
 
     def measure(case, shape, contenders, tensors, *, threads=1, **options):
+        torch.set_num_threads(threads)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other libraries use what PyTorch deprecates
-            records = harness.measure(benchmark, contenders, tensors, threads=threads, **options)
+            records = harness.measure(benchmark, contenders, tensors, **options)
         what = {"operation": operation, "case": case, "shape": shape, "threads": threads}
-        run["results"] += [what | record for record in records]
+        run["results"].append(what | {"contenders": records})
         run["about"] |= {contender.name: contender.about for contender in contenders if contender.about}
 
-    return measure
+    yield measure
+    torch.set_num_threads(threads_before)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -86,5 +91,5 @@ def pytest_terminal_summary(terminalreporter, config):
     if run["results"]:
         report.write(run, folder)
         terminalreporter.write_line("")
-        terminalreporter.write(report.tables(run["results"]) + report.notes(run))
+        terminalreporter.write(report.text(run))
         terminalreporter.write_line(f"Results and plots are in {folder}.")

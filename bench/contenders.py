@@ -5,29 +5,24 @@ docstrings of the functions that `Contender` names are printed with the results.
 """
 
 import functools
-import inspect
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.harness import DEVICE, Contender, UnavailableError
-from srm_triton import SRMParameters, srm_scan, use_backend
-from srm_triton.ops.srm_scan import scan
+from bench.harness import DEVICE, Contender, Function, UnavailableError
+from srm_triton import srm_scan, use_backend
 
-Function = Callable[..., Tensor]
 TAU_M, TAU_S, TAU_G, THRESHOLD, MEMBRANE_SLOPE_LIMIT, GRADIENT_SLOPE_LIMIT = 5.0, 3.0, 2.5, 1.0, 4.0, 123456789.0
-PARAMETERS = SRMParameters(TAU_M, TAU_S, TAU_G, THRESHOLD, MEMBRANE_SLOPE_LIMIT, GRADIENT_SLOPE_LIMIT)
 DECAYS = [1 - 1 / tau for tau in (TAU_M, TAU_S, TAU_G)]
 AMPLITUDE = TAU_M / (TAU_M - TAU_S)
 
 
-def on_backends(function: Function, names: tuple[str, ...] = ("reference", "native", "triton")) -> list[Contender]:
-    """Contenders that run the function on one of this package's backends each."""
-    return [Contender(name, functools.partial(_on_backend, name, function)) for name in names]
+def on_backends(function: Function, names: tuple[str, ...] = ("triton", "native", "reference")) -> list[Contender]:
+    """Contenders that run the function on one of this package's backends each, the fastest first."""
+    return [Contender(name, lambda name=name: _on_backend(name, function)) for name in names]
 
 
 def _on_backend(name: str, function: Function) -> Function:
@@ -46,43 +41,29 @@ def _on_backend(name: str, function: Function) -> Function:
     return run
 
 
-def scan_with_both_gradients(current: Tensor, earlier: Tensor) -> Tensor:
-    """The scan as a layer calls it: the weight path is the gradient of `current`, the time path that of `earlier`."""
-    rules = {"rule": "event", "output": False, "return_state": False, "batch_first": True}
-    return scan(current, earlier, PARAMETERS, None, **rules)
+def on_cpu(function: Any) -> Function:
+    """A function of NumPy arrays as one of tensors, with PyTorch's number of threads."""
+    if DEVICE.type != "cpu":
+        raise UnavailableError("runs on the CPU")
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController()  # NumPy and SciPy have threads of their own
+
+    def run(*tensors: Tensor) -> Tensor:
+        with libraries.limit(limits=torch.get_num_threads()):
+            return torch.from_numpy(function(*(tensor.numpy() for tensor in tensors))).float()
+
+    return run
 
 
-def scan_with_learned_constants(current: Tensor, tau_m: Tensor, tau_s: Tensor, threshold: Tensor) -> Tensor:
-    return srm_scan(current, SRMParameters(tau_m, tau_s, threshold=threshold))
+def compiled(function: Any) -> Any:
+    """Compiles with Inductor."""
+    if DEVICE.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise UnavailableError("needs a C++ compiler")
+    return torch.compile(function, dynamic=False)
 
-
-def _surrogate() -> Function:
-    """The scan with the surrogate gradient (arctan), backpropagation through time, on the backend that serves here."""
-    return functools.partial(srm_scan, gradient="surrogate")
-
-
-SURROGATE = Contender("surrogate", _surrogate, comparable=False, about=inspect.getdoc(_surrogate))
 
 # The published rule, its weight path with the sign that this package gives it
-
-
-class _Neuron(torch.autograd.Function):
-    """A rule's spikes; the weight path is the gradient of `current`, the time path that of `earlier`, a leaf for it."""
-
-    @staticmethod
-    def forward(ctx: Any, rule: Any, current: Tensor, earlier: Tensor | None) -> Tensor:
-        spikes, *kept = rule.forward(current)
-        ctx.rule = rule
-        ctx.save_for_backward(*kept)
-        return spikes
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.rule.backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad[1:])
-
-
-def _neuron(rule: Any) -> Function:
-    return lambda current, earlier=None: _Neuron.apply(rule, current, earlier)
 
 
 def _forward(current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,49 +113,45 @@ def _powers(steps: int) -> Tensor:
     return responses.to(DEVICE, torch.float32)
 
 
-class _PublishedRule:
-    def __init__(self, compiler: Callable[[Any], Any] = lambda function: function) -> None:
-        self._forward, self._backward = compiler(_forward), compiler(_backward)
+class _PublishedNeuron(torch.autograd.Function):
+    """The weight path is the gradient of `current`, the time path that of `earlier`, a leaf for it."""
 
-    def forward(self, current: Tensor) -> tuple[Tensor, ...]:
-        spikes, changes, rates = self._forward(current)
-        return spikes, spikes, changes, rates
+    @staticmethod
+    def forward(ctx: Any, forward: Any, backward: Any, current: Tensor, earlier: Tensor | None) -> Tensor:
+        spikes, changes, rates = forward(current)
+        ctx.rule = backward
+        ctx.save_for_backward(spikes, changes, rates)
+        return spikes
 
-    def backward(self, grad: Tensor, *kept_and_paths: Any) -> tuple[Tensor | None, Tensor | None]:
-        *kept, weight_path, time_path = kept_and_paths
-        return self._backward(grad, *kept, _powers(grad.shape[1]), weight_path, time_path)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        powers = _powers(grad.shape[1])
+        return None, None, *ctx.rule(grad, *ctx.saved_tensors, powers, *ctx.needs_input_grad[2:])
 
 
 class _PublishedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
-        ctx.rule = _PublishedRule()
-        spikes, *kept = ctx.rule.forward(inputs.matmul(weight.t()))
-        ctx.save_for_backward(inputs, weight, *kept)
+        spikes, changes, rates = _forward(inputs.matmul(weight.t()))
+        ctx.save_for_backward(inputs, weight, spikes, changes, rates)
         return spikes
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         inputs, weight, *kept = ctx.saved_tensors
-        to_weights, to_times = ctx.rule.backward(grad, *kept, True, True)
+        to_weights, to_times = _backward(grad, *kept, _powers(grad.shape[1]), True, True)
         return 0.85 * to_times.matmul(weight), to_weights.transpose(1, 2).matmul(inputs).sum(0)
 
 
 def _published_loop() -> Function:
     """The published rule a step at a time: keeps spikes, Δu and Δu_t, and looks powers of the decays up in a table."""
-    return _neuron(_PublishedRule())
-
-
-def compiled(function: Any) -> Any:
-    """Compiles with Inductor."""
-    if DEVICE.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise UnavailableError("needs a C++ compiler")
-    return torch.compile(function, dynamic=False)
+    return lambda current, earlier=None: _PublishedNeuron.apply(_forward, _backward, current, earlier)
 
 
 def _compiled_loop() -> Function:
     """The published loop under `torch.compile` (Inductor), which unrolls it."""
-    return _neuron(_PublishedRule(compiled))
+    forward, backward = compiled(_forward), compiled(_backward)
+    return lambda current, earlier=None: _PublishedNeuron.apply(forward, backward, current, earlier)
 
 
 def _published_layer() -> Function:
@@ -182,9 +159,9 @@ def _published_layer() -> Function:
     return _PublishedLayer.apply
 
 
-PUBLISHED_LOOP = Contender("published loop", _published_loop, about=inspect.getdoc(_published_loop))
-COMPILED_LOOP = Contender("torch.compile", _compiled_loop, about=inspect.getdoc(_compiled_loop))
-PUBLISHED_LAYER = Contender("published layer", _published_layer, about=inspect.getdoc(_published_layer))
+PUBLISHED_LOOP = Contender("published loop", _published_loop)
+COMPILED_LOOP = Contender("torch.compile", _compiled_loop)
+PUBLISHED_LAYER = Contender("published layer", _published_layer)
 
 # Other libraries: of each, the neuron nearest to the spike response model
 
@@ -251,23 +228,11 @@ def _sinabs() -> Function:
     return run
 
 
-def _installed(build: Callable[[], Function]) -> Function:
-    try:
-        return build()
-    except ImportError as error:
-        raise UnavailableError(f"not installed ({error})") from None
-
-
-def _peer(name: str, build: Callable[[], Function], time_first: bool = False) -> Contender:
-    about = inspect.getdoc(build)
-    return Contender(name, functools.partial(_installed, build), time_first, comparable=False, about=about)
-
-
 PEERS = [
-    _peer("SpikingJelly", _spikingjelly, time_first=True),
-    _peer("snnTorch", _snntorch),
-    _peer("Norse", _norse, time_first=True),
-    _peer("sinabs", _sinabs),
+    Contender("SpikingJelly", _spikingjelly, time_first=True, comparable=False),
+    Contender("snnTorch", _snntorch, comparable=False),
+    Contender("Norse", _norse, time_first=True, comparable=False),
+    Contender("sinabs", _sinabs, comparable=False),
 ]
 
 
@@ -278,4 +243,4 @@ def peers_behind(affine: Function) -> list[Contender]:
         neuron = peer.build()
         return lambda inputs, weight: neuron(affine(inputs, weight))
 
-    return [replace(peer, build=functools.partial(layer, peer)) for peer in PEERS]
+    return [replace(peer, build=lambda peer=peer: layer(peer)) for peer in PEERS]

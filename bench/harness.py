@@ -9,6 +9,7 @@ two buffers that exist already takes part in every round.
 Times include the allocation of results and their release. On a GPU they are those between two events on its stream.
 """
 
+import inspect
 import random
 import statistics
 import time
@@ -20,8 +21,7 @@ import torch
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-THREADS = [1] if DEVICE.type == "cuda" else sorted({1, torch.get_num_threads()})
-COPY = "copy"
+Function = Callable[..., Tensor]
 
 
 class UnavailableError(Exception):
@@ -30,13 +30,17 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Contender:
-    """A function of a case's tensors, built when the case begins."""
+    """A function of a case's tensors, built when the case begins; the docstring of `build` is printed on the page."""
 
     name: str
-    build: Callable[[], Callable[..., Tensor]]  # raises UnavailableError
+    build: Callable[[], Function]  # raises UnavailableError or ImportError
     time_first: bool = False  # whether it wants the first tensor as [time, batch, ...]
     comparable: bool = True  # whether it must compute what the first contender computes
-    about: str = ""
+
+    @property
+    def about(self) -> str | None:
+        """What it is, for the page."""
+        return inspect.getdoc(self.build)
 
 
 def measure(
@@ -44,19 +48,17 @@ def measure(
     contenders: Sequence[Contender],
     tensors: Sequence[Tensor],
     *,
-    threads: int = 1,
     backward: bool = True,
     traffic: int | None = None,
     count_tensors: bool = False,
     excess: Callable[[Tensor], float] | None = None,
-) -> list[dict[str, Any]]:
+) -> dict[str, dict[str, Any]]:
     """Measures the contenders in interleaved rounds.
 
     Args:
         benchmark: pytest-benchmark's fixture.
-        contenders: the first one is what ratios refer to.
+        contenders: the first one that is available is what ratios refer to.
         tensors: arguments of every contender.
-        threads: of PyTorch on the CPU.
         backward: whether the gradients of the `tensors` that require one belong to the work.
         traffic: least number of bytes to move for each element of the output.
         count_tensors: whether `tensors` count among the bytes kept for backward.
@@ -65,51 +67,14 @@ def measure(
     Returns:
         A record for each contender, and one for the copy.
     """
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        records, runs, elements = _prepare(contenders, tensors, backward, count_tensors, excess)
-        if traffic is not None:
-            source = torch.ones(elements * traffic // 2, dtype=torch.uint8, device=DEVICE)
-            destination = torch.zeros_like(source)
-            runs[COPY] = lambda: destination.copy_(source)
-            records.append({"contender": COPY})
-        samples: dict[str, list[float]] = {name: [] for name in runs}
-        order = random.Random(0)
-
-        def interleaved_round() -> None:
-            for name in order.sample(list(runs), len(runs)):
-                samples[name].append(_seconds(runs[name]))
-
-        benchmark(interleaved_round)
-    finally:
-        torch.set_num_threads(threads_before)
-    first = next(iter(samples.values()))
-    for record in records:
-        if times := samples.get(record["contender"]):
-            record |= _summary(times, elements) | {"ratio": _median_ratio(times, first)}
-            if traffic is not None:
-                record["copy_rate"] = _median_ratio(samples[COPY], times)
-    return records
-
-
-def _prepare(
-    contenders: Sequence[Contender],
-    tensors: Sequence[Tensor],
-    backward: bool,
-    count_tensors: bool,
-    excess: Callable[[Tensor], float] | None,
-) -> tuple[list[dict[str, Any]], dict[str, Callable[[], Any]], int]:
-    """Builds the contenders, checks that they agree, and counts what each keeps for backward."""
-    records: list[dict[str, Any]] = []
+    records: dict[str, dict[str, Any]] = {}
     runs: dict[str, Callable[[], Any]] = {}
     expected: list[Tensor] = []
-    elements = 0
     for contender in contenders:
-        records.append(record := {"contender": contender.name})
+        record = records[contender.name] = {}
         try:
             function = contender.build()
-        except UnavailableError as reason:
+        except (UnavailableError, ImportError) as reason:
             record["skipped"] = str(reason)
             continue
         arguments = list(tensors)
@@ -117,7 +82,7 @@ def _prepare(
             swapped = tensors[0].detach().transpose(0, 1).contiguous()
             arguments[0] = swapped.requires_grad_(tensors[0].requires_grad)
         start = time.perf_counter()
-        run = _work(function, arguments, backward)
+        runs[contender.name] = run = _work(function, arguments, backward)
         results = run()
         record["first_call_seconds"] = time.perf_counter() - start  # including compilation, where there is one
         elements = results[0].numel()
@@ -127,13 +92,30 @@ def _prepare(
             expected = expected or results
             _check_agreement(contender.name, results, expected)
         if backward:
-            kept = _kept_bytes(lambda f=function, a=arguments: f(*a), () if count_tensors else arguments)
-            record["kept_bytes"] = kept / elements
-        runs[contender.name] = run
-    return records, runs, elements
+            record["kept_bytes"] = _kept_bytes(function, arguments, count_tensors) / elements
+    if traffic is not None:
+        source = torch.ones(elements * traffic // 2, dtype=torch.uint8, device=DEVICE)
+        destination = torch.zeros_like(source)
+        records["copy"], runs["copy"] = {}, lambda: destination.copy_(source)
+
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    order = random.Random(0)
+
+    def interleaved_round() -> None:
+        for name in order.sample(list(runs), len(runs)):
+            samples[name].append(_seconds(runs[name]))
+
+    benchmark(interleaved_round)
+    first = next(iter(samples.values()))
+    for name, times in samples.items():
+        quartiles = statistics.quantiles(times, n=4, method="inclusive")
+        lower, median, upper = (1e9 * seconds / elements for seconds in quartiles)
+        ratio = statistics.median(a / b for a, b in zip(times, first, strict=True))
+        records[name] |= {"nanoseconds": median, "quartiles": [lower, upper], "ratio": ratio}
+    return records
 
 
-def _work(function: Callable[..., Tensor], arguments: Sequence[Tensor], backward: bool) -> Callable[[], list[Tensor]]:
+def _work(function: Function, arguments: Sequence[Tensor], backward: bool) -> Callable[[], list[Tensor]]:
     """What is timed: the output and, if they belong to the work, the gradients."""
     with torch.no_grad():
         output = function(*arguments)
@@ -148,14 +130,15 @@ def _work(function: Callable[..., Tensor], arguments: Sequence[Tensor], backward
     return run
 
 
-def _kept_bytes(forward: Callable[[], Tensor], excluded: Sequence[Tensor]) -> int:
-    """Bytes of the distinct storages that autograd keeps, without those of `excluded`."""
+def _kept_bytes(function: Function, arguments: Sequence[Tensor], count_arguments: bool) -> int:
+    """Bytes of the distinct storages that autograd keeps, without those of the arguments unless these count."""
     saved: list[Tensor] = []  # holds them all, so that no address is used twice
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        forward()
-    parts = [part for tensor in saved for part in _parts(tensor)]
-    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
-    return sum(storages.values()) - sum(storages.get(t.untyped_storage().data_ptr(), 0) for t in excluded)
+        function(*arguments)
+    storages = [part.untyped_storage() for tensor in saved for part in _parts(tensor)]
+    kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    excluded = () if count_arguments else {tensor.untyped_storage().data_ptr() for tensor in arguments}
+    return sum(size for address, size in kept.items() if address not in excluded)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -184,14 +167,3 @@ def _seconds(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
-
-
-def _summary(times: Sequence[float], elements: int) -> dict[str, float]:
-    """Quartiles in nanoseconds for each element."""
-    scaled = [1e9 * seconds / elements for seconds in times]
-    lower, median, upper = statistics.quantiles(scaled, n=4, method="inclusive")
-    return {"rounds": len(times), "nanoseconds": median, "lower_quartile": lower, "upper_quartile": upper}
-
-
-def _median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))

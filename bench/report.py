@@ -5,228 +5,148 @@ python -m bench.report bench/results/NAME.json docs/performance.md
 
 import argparse
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 Run = dict[str, Any]
-Records = list[dict[str, Any]]
-GROWTH = "growth with "
-GPU = """\
+Case = dict[str, Any]
+Record = dict[str, Any]
+
+PAGE = """\
+# Performance
+
+Measured with version {version}. Made from `{source}` by
+`python -m bench.report {source} docs/performance.md`.
+
 No GPU has run the Triton kernels so far. What they move is counted in their machine code for sm_90 by
-`tests/test_traffic.py`: in training 24 bytes for each neuron and step up to 16 steps and at most 25.5 beyond
-(float32; 12 and 13.5 in bfloat16), in inference 8 (4).
+`tests/test_traffic.py`: in training 24 bytes for each neuron and step up to 16 steps and at most 25.5 beyond,
+with the surrogate gradient 20 and 21.5 (float32; 12 and 13.5, 10 and 11.5 in bfloat16), in inference 8 (4).
+
+{text}"""
+TEXT = """\
+The first contender of a table is this package's. Its median time is given in ns for an element of the output, such as a
+neuron at a step, with quartiles; **the others' numbers say how many times as long they take**. Every contender runs
+once in each round, in random order, in float32; what is compared are times of the same round. The copy moves as many
+bytes as the work must at least, between two buffers that exist already. Kept bytes are what autograd holds for the
+backward, for each element, without a layer's inputs and parameters; objectives are what they are above the smallest.
+Compilation ({compilation:.0f} s, all first calls) is not in the times.
+
+{tables}
+## Contenders
+
+{about}
+
+## Machine
+
+{processor}, {cores} cores, {gpu}. {versions}. {date}. Command:
+
+    {command}
 """
 
 
 def write(run: Run, folder: Path) -> None:
-    """Stores a run as results.json, one line for each record, and as plots."""
+    """Stores a run as results.json, one line for each case, and as plots."""
     folder.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({key: value for key, value in run.items() if key != "results"}, indent=1, ensure_ascii=False)
-    records = ",\n".join(json.dumps(_rounded(record), ensure_ascii=False) for record in run["results"])
-    text = head.removesuffix("\n}") + f',\n "results": [\n{records}\n]}}\n'
-    (folder / "results.json").write_text(text, encoding="utf-8")
-    plot(run["results"], folder)
-
-
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in record.items()}
-
-
-def _groups(records: Records, *keys: str) -> Iterator[tuple[Any, Records]]:
-    """Records with the same values of `keys`, in order of first appearance."""
-    groups: dict[Any, Records] = {}
-    for record in records:
-        groups.setdefault(tuple(record[key] for key in keys), []).append(record)
-    yield from groups.items()
-
-
-def _growth(records: Records) -> list[tuple[str, Records]]:
-    """The axis along which each series of cases grows, and its records that were measured."""
-    series = [record for record in records if record["case"].startswith(GROWTH) and "nanoseconds" in record]
-    return [(case.removeprefix(GROWTH), group) for (case,), group in _groups(series, "case")]
-
-
-# Text
-
-
-def overview(records: Records) -> str:
-    """How many times longer than the native backend the others take, on one thread, in Markdown."""
-    cases = [(what, group) for what, group in _groups(records, "operation", "case", "threads") if what[2] == 1]
-    compared: list[tuple[str, dict[str, float]]] = []
-    for (operation, case, _), group in cases:
-        ratios = {record["contender"]: record["ratio"] for record in group if "ratio" in record}
-        if "native" in ratios and not case.startswith(GROWTH):
-            native = ratios.pop("native")
-            compared.append((f"{operation}: {case}", {name: ratio / native for name, ratio in ratios.items()}))
-    names = [name for name in dict.fromkeys(name for _, ratios in compared for name in ratios) if name != "copy"]
-    if not compared:
-        return ""
-    rows = [[case, *(f"{ratios[name]:.2g}" if name in ratios else "" for name in names)] for case, ratios in compared]
-    title = "**How many times longer than the native backend the others take**, 1 thread"
-    return "\n".join([title, "", *_table([["", *names], *rows]), ""])
-
-
-def tables(records: Records) -> str:
-    """The results in Markdown: a section for each operation, a table for each case."""
-    lines = []
-    for (operation,), results in _groups(records, "operation"):
-        lines += [f"## {operation}", ""]
-        for (case, threads), group in _groups(results, "case", "threads"):
-            if not case.startswith(GROWTH):
-                lines += [f"**{_title(case, group, threads)}**", "", *_case_table(group), ""]
-        for axis, group in _growth(results):
-            lines += [f"**{_title(f'time against {axis}', group, 1, axis)}**, ns an element", ""]
-            lines += [*_growth_table(axis, group), ""]
-    return "\n".join(lines)
-
-
-def _title(case: str, records: Records, threads: int, axis: str = "") -> str:
-    sizes = [f"{name} {length}" for name, length in records[0]["shape"].items() if name != axis]
-    return f"{case}: {', '.join(sizes)}, {threads} thread{'s' * (threads > 1)}"
-
-
-def _case_table(records: Records) -> list[str]:
-    measured = [record for record in records if "nanoseconds" in record]
-    columns = {
-        "contender": lambda r: r["contender"],
-        "ns an element": lambda r: f"{r['nanoseconds']:.3g}",
-        "quartiles": lambda r: f"{r['lower_quartile']:.3g} – {r['upper_quartile']:.3g}",
-        f"time / {measured[0]['contender']}": lambda r: f"{r['ratio']:.3g}",
-    }
-    if any("copy_rate" in record for record in measured):
-        columns["of the copy's rate"] = lambda r: f"{r['copy_rate']:.0%}"
-    if any("kept_bytes" in record for record in measured):
-        columns["kept bytes"] = lambda r: f"{r['kept_bytes']:.3g}" if "kept_bytes" in r else ""
-    if any("excess" in record for record in measured):
-        columns["objective"] = lambda r: f"+{max(r['excess'], 0):.2%}"
-    return _table([list(columns), *([cell(record) for cell in columns.values()] for record in measured)])
-
-
-def _growth_table(axis: str, records: Records) -> list[str]:
-    lengths = sorted({record["shape"][axis] for record in records})
-    rows = [[axis, *map(str, lengths)]]
-    for (contender,), group in _groups(records, "contender"):
-        times = {record["shape"][axis]: record["nanoseconds"] for record in group}
-        rows.append([contender, *(f"{times[length]:.3g}" for length in lengths)])
-    return _table(rows)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    return [lines[0], "|-" + "-|-".join("-" * width for width in widths) + ":|", *lines[1:]]
-
-
-def notes(run: Run) -> str:
-    """Where and how the run was made, what its columns and contenders are, in Markdown."""
-    machine, results = run["machine"], run["results"]
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    compilation = sum(r.get("first_call_seconds", 0) for r in results if r["contender"] == "torch.compile")
-    skipped = sorted({f"{r['contender']}: {r['skipped']}" for r in results if "skipped" in r})
-    return "\n".join(
-        [
-            f"Machine: {machine['processor']}, {machine['cores']} cores{gpu}. {versions}. {run['date']}. Command:",
-            "",
-            f"    {run['command']}",
-            "",
-            "An element is one value of the output, such as a neuron at a step. Times are medians over rounds in",
-            "which every contender runs once, in random order, in float32; quotients are medians of quotients of",
-            "a round. The copy moves as many bytes as the work must at least, between two buffers that exist",
-            "already; its rate is the roof. Kept bytes are what autograd holds for the backward, for each",
-            "element, without the layer's inputs and parameters. Objectives are given as what they are above the",
-            f"smallest one. Compilation ({compilation:.0f} s, all first calls) is not in the times.",
-            "",
-            *(f"- **{name}**: {about}" for name, about in run["about"].items()),
-            *([""] if skipped else []),
-            *(f"- Skipped: {reason}." for reason in skipped),
-            "",
-        ]
-    )
+    rounded = json.loads(json.dumps(run), parse_float=lambda digits: float(f"{float(digits):.4g}"))
+    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in rounded.pop("results"))
+    head = json.dumps(rounded, indent=1, ensure_ascii=False).removesuffix("\n}")
+    (folder / "results.json").write_text(f'{head},\n "results": [\n{lines}\n]}}\n', encoding="utf-8")
+    for operation, cases in groupby(run["results"], itemgetter("operation")):
+        plot(operation, list(cases), folder)
 
 
 def page(run: Run, source: str) -> str:
     """The whole page, in Markdown."""
-    version = run["versions"]["srm-triton"]
-    head = (
-        f"# Performance\n\nMeasured with version {version}. Made from `{source}` by\n"
-        f"`python -m bench.report {source} docs/performance.md`.\n"
-    )
-    parts = [head, GPU, notes(run), overview(run["results"]), tables(run["results"])]
-    return "\n".join(parts).rstrip() + "\n"
+    return PAGE.format(version=run["versions"]["srm-triton"], source=source, text=text(run))
 
 
-# Plots
+def text(run: Run) -> str:
+    """The results, what was compared, where and how the run was made, in Markdown."""
+    records = [item for case in run["results"] for item in case["contenders"].items()]
+    skipped = {name: f"skipped, {record['skipped']}." for name, record in records if "skipped" in record}
+    facts = {
+        "about": "\n".join(f"- **{name}**: {about}" for name, about in (run["about"] | skipped).items()),
+        "compilation": sum(record.get("first_call_seconds", 0) for name, record in records if name == "torch.compile"),
+        "gpu": run["machine"]["gpu"] or "no GPU",
+        "tables": tables(run["results"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
+    }
+    return TEXT.format_map(run | run["machine"] | facts)
 
 
-def plot(records: Records, folder: Path) -> None:
-    """Draws one file of bars for each operation, and one of lines for how time grows."""
+def tables(results: Sequence[Case]) -> str:
+    """A section for each operation, in Markdown: times, bytes kept for the backward, objectives."""
+    lines = []
+    for operation, section in groupby(results, itemgetter("operation")):
+        lines += [f"## {operation}", ""]
+        for ours, group in groupby(section, lambda case: next(iter(_cells(case, "ratio")))):
+            cases = list(group)
+            times = {
+                _label(case): _cells(case, "ratio") | {ours: _absolute(case["contenders"][ours])} for case in cases
+            }
+            kept = {case["case"]: _cells(case, "kept_bytes") for case in cases}  # whatever the number of threads
+            objectives = {case["case"]: _cells(case, "excess", "{:+z.2%}".format) for case in cases}
+            lines += [*_table("time", times), *_table("kept bytes", kept), *_table("objective", objectives)]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,.12g}"
+
+
+def _cells(case: Case, quantity: str, text: Callable[[float], str] = _number) -> dict[str, str]:
+    """The quantity of each contender of which it was measured."""
+    return {name: text(record[quantity]) for name, record in case["contenders"].items() if quantity in record}
+
+
+def _absolute(record: Record) -> str:
+    return f"{_number(record['nanoseconds'])} ns ({' – '.join(map(_number, record['quartiles']))})"
+
+
+def _label(case: Case) -> str:
+    shape = ", ".join(f"{axis} {length}" for axis, length in case["shape"].items())
+    return f"{case['case']}: {shape}, {case['threads']} thread{'s' * (case['threads'] > 1)}"
+
+
+def _table(head: str, rows: dict[str, dict[str, str]]) -> list[str]:
+    """Cases as rows, contenders as columns; nothing if there are no cells."""
+    names = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+    if not names:
+        return []
+    table = [[head, *names]]
+    table += [[label, *(cells.get(name, "") for name in names)] for label, cells in rows.items() if cells]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    padded = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in table)
+    return [*(f"| {' | '.join(row)} |" for row in padded), ""]
+
+
+def plot(operation: str, cases: Sequence[Case], folder: Path) -> None:
+    """Draws median times with quartiles: cases as rows, contenders as colours."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    names = list(dict.fromkeys(record["contender"] for record in records))
-    colours = {name: pyplot.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
-    pyplot.rcParams |= {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    for (operation,), results in _groups(records, "operation"):
-        cases = [record for record in results if not record["case"].startswith(GROWTH) and "nanoseconds" in record]
-        groups = list(_groups(cases, "case", "threads"))
-        columns = len({record["threads"] for record in cases})
-        rows = -(-len(groups) // columns)
-        tallest = max(len(group) for _, group in groups)
-        figure, axes = pyplot.subplots(
-            rows, columns, figsize=(7 * columns, rows * (1.2 + 0.32 * tallest)), squeeze=False, layout="constrained"
-        )
-        for ax, ((case, threads), group) in zip(axes.flat, groups, strict=False):
-            _bars(ax, group, colours)
-            ax.set_title(f"{case}, {threads} thread{'s' * (threads > 1)}", loc="left", fontsize=12)
-        for ax in axes.flat[len(groups) :]:
-            ax.set_visible(False)
-        figure.suptitle(f"{operation}: median time an element, with quartiles", fontsize=14)
-        figure.savefig(folder / f"{operation}.png", dpi=120)
-        pyplot.close(figure)
-        if growth := _growth(results):
-            figure, axes = pyplot.subplots(1, len(growth), figsize=(5 * len(growth), 5), sharey=True, squeeze=False)
-            for ax, (axis, group) in zip(axes.flat, growth, strict=True):
-                _lines(ax, axis, group, colours)
-            axes[0, 0].set_ylabel("median time of a call in ms")
-            handles, labels = axes[0, 0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-            figure.suptitle(f"{operation}: forward and backward, 1 thread", fontsize=14)
-            figure.set_layout_engine("constrained")
-            figure.savefig(folder / f"{operation}_growth.png", dpi=120)
-            pyplot.close(figure)
-
-
-def _bars(ax: Any, records: Records, colours: dict[str, Any]) -> None:
-    times = [record["nanoseconds"] for record in records]
-    errors = [
-        [time - record["lower_quartile"] for time, record in zip(times, records, strict=True)],
-        [record["upper_quartile"] - time for time, record in zip(times, records, strict=True)],
-    ]
-    names = [record["contender"] for record in records]
-    ax.barh(names, times, xerr=errors, color=[colours[name] for name in names], error_kw={"capsize": 3})
-    for i, (time, record) in enumerate(zip(times, records, strict=True)):
-        ax.annotate(
-            f"{time:.3g}", (record["upper_quartile"], i), (6, 0), textcoords="offset points", va="center", fontsize=10
-        )
-    ax.set_xlim(0, 1.12 * max(record["upper_quartile"] for record in records))
+    figure, ax = pyplot.subplots(figsize=(14, 2 + 0.35 * len(cases)), layout="constrained")
+    for name in dict.fromkeys(name for case in cases for name in _cells(case, "ratio")):
+        records = {row: case["contenders"].get(name, {}) for row, case in enumerate(cases)}
+        points = [
+            (row, record["nanoseconds"], *record["quartiles"]) for row, record in records.items() if "ratio" in record
+        ]
+        rows, medians, lower, upper = zip(*points, strict=True)
+        (drawn,) = ax.plot(medians, rows, "o", label=name)
+        ax.hlines(rows, lower, upper, drawn.get_color())
+    ax.set(xscale="log", xlabel="ns an element: median and quartiles", title=operation)
+    ax.set_yticks(range(len(cases)), map(_label, cases))
     ax.invert_yaxis()
-    ax.set_xlabel("ns an element")
-
-
-def _lines(ax: Any, axis: str, records: Records, colours: dict[str, Any]) -> None:
-    for (contender,), group in _groups(records, "contender"):
-        lengths = [record["shape"][axis] for record in group]
-        times = [1e-6 * record["nanoseconds"] * math.prod(record["shape"].values()) for record in group]
-        ax.loglog(lengths, times, marker="o", label=contender, color=colours[contender])
-    fixed = ", ".join(f"{name} {length}" for name, length in records[0]["shape"].items() if name != axis)
-    ax.set_title(fixed, fontsize=12)
-    ax.set_xlabel(axis)
     ax.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(folder / f"{operation}.png", dpi=120)
+    pyplot.close(figure)
 
 
 def main() -> None:

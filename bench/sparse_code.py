@@ -1,7 +1,6 @@
 """Sparse codes of a batch against scikit-learn."""
 
-import warnings
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ import torch.nn.functional as F
 from sklearn.decomposition import sparse_encode as encode_of_scikit_learn
 from torch import Tensor
 
-from bench.contenders import on_backends
-from bench.harness import DEVICE, THREADS, Contender, UnavailableError
+from bench.contenders import on_backends, on_cpu
+from bench.harness import DEVICE, Contender
 from srm_triton.sparse_code import sparse_encode, sparse_statistics
 
 SPARSITY = 0.1
@@ -21,25 +20,7 @@ CASES = {
 ITERATIONS = {"complete": 20, "overcomplete": 100}  # to within 1e-4 of the smallest objective
 
 
-def _scikit_learn(algorithm: str) -> Callable[[], Callable[..., Tensor]]:
-    def build() -> Callable[..., Tensor]:
-        if DEVICE.type != "cpu":
-            raise UnavailableError("runs on the CPU")
-        from threadpoolctl import threadpool_limits
-
-        def run(x: Tensor, dictionary: Tensor) -> Tensor:
-            with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                codes = encode_of_scikit_learn(x.numpy(), dictionary.t().numpy(), algorithm=algorithm, alpha=SPARSITY)
-            return torch.from_numpy(codes).float()
-
-        return run
-
-    return build
-
-
 # An element is an entry of a code.
-@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("name", CASES)
 def test_sparse_encode(measure, shrink, threads, name):
     shape = shrink(CASES[name])
@@ -51,11 +32,15 @@ def test_sparse_encode(measure, shrink, threads, name):
     def objective(z: Tensor) -> float:
         return float(sparse_statistics(x.double(), dictionary.double(), z.double(), SPARSITY).objective.sum())
 
+    def peer(algorithm: str) -> Contender:
+        encode = partial(encode_of_scikit_learn, algorithm=algorithm, alpha=SPARSITY)
+        return lambda: on_cpu(lambda x, dictionary: encode(x, dictionary.T))
+
     best = objective(sparse_encode(x.double(), dictionary.double(), SPARSITY, 3000))
     contenders = [
-        *on_backends(lambda x, d: sparse_encode(x, d, SPARSITY, ITERATIONS[name]), ("reference", "triton")),
-        Contender("scikit-learn, coordinate descent", _scikit_learn("lasso_cd")),
-        Contender("scikit-learn, least angles", _scikit_learn("lasso_lars")),
+        *on_backends(lambda x, d: sparse_encode(x, d, SPARSITY, ITERATIONS[name]), ("triton", "reference")),
+        Contender("scikit-learn, coordinate descent", peer("lasso_cd")),
+        Contender("scikit-learn, least angles", peer("lasso_lars")),
     ]
     options = {"threads": threads, "backward": False, "excess": lambda codes: objective(codes) / best - 1}
     measure(name, shape, contenders, [x, dictionary], **options)

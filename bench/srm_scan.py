@@ -1,31 +1,44 @@
 """The neurons alone."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import Tensor
 
-from bench.contenders import (
-    COMPILED_LOOP,
-    PEERS,
-    PUBLISHED_LOOP,
-    SURROGATE,
-    on_backends,
-    scan_with_both_gradients,
-    scan_with_learned_constants,
-)
-from bench.harness import DEVICE, THREADS
-from srm_triton import srm_scan
+from bench.contenders import COMPILED_LOOP, PEERS, PUBLISHED_LOOP, on_backends
+from bench.harness import DEVICE, Contender, Function
+from srm_triton import SRMParameters, srm_scan
+from srm_triton.ops.srm_scan import scan
 
 SHAPE = {"batch": 32, "steps": 16, "neurons": 4096}
 GROWTH = {"steps": (4, 12, 40, 120, 400), "batch": (1, 4, 10, 40, 100), "neurons": (64, 200, 640, 2000, 6400)}
 
 
-def currents(shape: dict[str, int], count: int) -> list[torch.Tensor]:
+def currents(shape: dict[str, int], count: int) -> list[Tensor]:
     current = 0.5 * torch.randn(tuple(shape.values()), device=DEVICE) + 0.3
     return [current.clone().requires_grad_() for _ in range(count)]
 
 
+def both_gradients(current: Tensor, earlier: Tensor) -> Tensor:
+    """The scan as a layer calls it: the weight path is the gradient of `current`, the time path that of `earlier`."""
+    rules = {"rule": "event", "output": False, "return_state": False, "batch_first": True}
+    return scan(current, earlier, SRMParameters(), None, **rules)
+
+
+def learned_constants(current: Tensor, tau_m: Tensor, tau_s: Tensor, threshold: Tensor) -> Tensor:
+    return srm_scan(current, SRMParameters(tau_m, tau_s, threshold=threshold))
+
+
+def surrogate() -> Function:
+    """The scan with the surrogate gradient (arctan), backpropagation through time, on the backend that serves here."""
+    return partial(srm_scan, gradient="surrogate")
+
+
+SURROGATE = Contender("surrogate", surrogate, comparable=False)
+
+
 # Least traffic in bytes: the current in, the spikes out; then current and gradient in, one or two gradients out.
-@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
 def test_scan(measure, shrink, threads, case, traffic):
     shape = shrink(SHAPE)
@@ -35,27 +48,23 @@ def test_scan(measure, shrink, threads, case, traffic):
     measure(case, shape, contenders, currents(shape, 1), **options)
 
 
-@pytest.mark.parametrize("threads", THREADS)
 def test_both_gradients(measure, shrink, threads):
     shape = shrink(SHAPE)
-    contenders = [*on_backends(scan_with_both_gradients), PUBLISHED_LOOP]
+    contenders = [*on_backends(both_gradients), PUBLISHED_LOOP]
     options = {"threads": threads, "traffic": 24, "count_tensors": True}
     measure("forward and both gradients", shape, contenders, currents(shape, 2), **options)
 
 
-@pytest.mark.parametrize("threads", THREADS)
 def test_learned_constants(measure, shrink, threads):
     shape = shrink(SHAPE)
     constants = [torch.full((shape["neurons"],), value, device=DEVICE, requires_grad=True) for value in (5.0, 3.0, 1.0)]
     tensors = [*currents(shape, 1), *constants]
     options = {"threads": threads, "traffic": 20, "count_tensors": True}
-    measure(
-        "forward and backward, constants learned", shape, on_backends(scan_with_learned_constants), tensors, **options
-    )
+    measure("forward and backward, constants learned", shape, on_backends(learned_constants), tensors, **options)
 
 
 @pytest.mark.parametrize(("axis", "length"), [(axis, length) for axis in GROWTH for length in GROWTH[axis]])
 def test_growth(measure, shrink, axis, length):
     shape = shrink({"batch": 16, "steps": 16, "neurons": 1024} | {axis: length})
     contenders = [*on_backends(srm_scan), PUBLISHED_LOOP, *PEERS]
-    measure(f"growth with {axis}", shape, contenders, currents(shape, 1), count_tensors=True)
+    measure("forward and backward, growing", shape, contenders, currents(shape, 1), count_tensors=True)

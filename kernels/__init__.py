@@ -17,5 +17,5 @@ SRM_SCAN_RISE = 0.05  # the rise of the potential at which a silent output neuro
 
 
 def srm_scan_chunk(steps: int, itemsize: int) -> int:
-    """Steps held in registers, fewer in float64; the Triton backward restarts from a state stored once per chunk."""
+    """Steps held in registers, half as many in float64; the Triton backward restarts from a state kept once a chunk."""
     return 8 if steps <= 8 or itemsize == 8 else 16

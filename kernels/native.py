@@ -3,12 +3,13 @@
 import ctypes
 import functools
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import SRM_SCAN_RISE, SRM_SCAN_RULES
-from .layout import memory_order, outer_time_inner
+from .layout import NeuronOrder, outer_time_inner
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
@@ -80,6 +81,7 @@ def _library() -> ctypes.CDLL | str:
     return library if same else "of another version: install the package again"
 
 
+@functools.cache
 def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:
     """The size of its structure in bytes; for the scan also the largest tile in neurons and a chunk in steps."""
     return tuple((ctypes.c_int64 * (3 if stem == "srm_scan" else 1)).in_dll(library, f"{stem}_layout"))
@@ -88,7 +90,10 @@ def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:
 @functools.cache
 def _thread_pool() -> Any:
     """The entry to the OpenMP threads that PyTorch has loaded; None where they are of another kind."""
-    return getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    try:
+        return getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), "GOMP_parallel", None)
+    except OSError:  # another platform
+        return None
 
 
 def problem() -> str | None:
@@ -102,63 +107,47 @@ def threads() -> int:
     return torch.get_num_threads() if _thread_pool() else 1
 
 
-class _Neurons:
+class _Neurons(NeuronOrder):
     """The tensors of a scan as C reads them: [outer, time, inner], inner with stride 1, in float32 or float64.
 
     Where inner is narrow, all neurons make one row.
     """
 
     def __init__(self, current: torch.Tensor, like: torch.Tensor, constants: torch.Tensor, time_axis: int) -> None:
-        self.like, self.time_axis, self.dtype = like, time_axis, constants.dtype
+        super().__init__(like, time_axis, constants.shape[1])
+        self.dtype = constants.dtype
         self.current = self.sequence(current)
-        outer, steps, inner = self.current.shape
-        self.order = [axis - (axis > time_axis) for axis in memory_order(like) if axis != time_axis]
-        shape = [size for axis, size in enumerate(like.shape) if axis != time_axis]
-        channels = constants.shape[1]
-        behind = self.order[self.order.index(1) + 1 :] if channels > 1 else []
-        self.scan = _Scan(outer, steps, inner, 0, channels, torch.Size(shape[axis] for axis in behind).numel())
+        self.scan = _Scan(*self.current.shape, 0, self.channels, self.channel_stride)
         self.scan.current_stride_outer, self.scan.current_stride_time, _ = self.current.stride()
-        self.kept: list[torch.Tensor] = [self.current]  # whose memory the structure points to
-        self.scan.current = self.current.data_ptr()
-        self.scan.constants = self._point(constants.contiguous())
-        self.results: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.kept: list[torch.Tensor] = []  # whose memory the structure points to
+        self.results: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
+        self._point("current", self.current)
+        self._point("constants", constants.contiguous())
 
-    def _point(self, tensor: torch.Tensor) -> int:
+    def _point(self, name: str, tensor: torch.Tensor) -> None:
         self.kept.append(tensor)
-        return tensor.data_ptr()
+        setattr(self.scan, name, tensor.data_ptr())
 
     def sequence(self, tensor: torch.Tensor) -> torch.Tensor:
-        viewed = outer_time_inner(tensor, self.like, self.time_axis).to(self.dtype)
+        """As C reads it."""
+        viewed = super().sequence(tensor).to(self.dtype)
         outer, steps, inner = viewed.shape
         if inner < _NARROW:
             viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
         return viewed if viewed.stride(2) == 1 else viewed.contiguous()
 
-    def state(self, tensor: torch.Tensor | None, leading: int) -> torch.Tensor | None:
-        """A tensor of `leading` axes and those of the neurons, with the neurons in memory order."""
-        if tensor is None or tensor.shape == (0,):
-            return None
-        return tensor.permute(*range(leading), *(leading + axis for axis in self.order)).contiguous()
-
-    def read(self, **tensors: torch.Tensor | None) -> None:
-        """Points fields to states, and to `events` without a leading axis."""
-        for name, tensor in tensors.items():
-            flat = self.state(tensor, 0 if name == "events" else 1)
-            if flat is not None:
-                setattr(self.scan, name, self._point(flat))
-
-    def fill(self, **tensors: torch.Tensor | None) -> None:
-        """Points fields to states that the scan fills."""
+    def point_to_states(self, *, filled: bool, **tensors: torch.Tensor | None) -> None:
+        """Points fields to states and events that are given and have elements; C reads them, or has `filled` them."""
         for name, tensor in tensors.items():
             leading = 0 if name == "events" else 1
-            flat = self.state(tensor, leading)
-            if tensor is not None and flat is not None:
-                setattr(self.scan, name, self._point(flat))
-                axes = *range(leading), *(leading + axis for axis in self.order)
-                self.results.append((flat, tensor.permute(axes)))
+            flat = self.flat(tensor, leading)
+            if tensor is not None and flat is not None and flat.numel():
+                self._point(name, flat)
+                if filled:
+                    self.results.append((flat, tensor, leading))
 
-    def fill_sequences(self, **tensors: torch.Tensor | None) -> None:
-        """Points fields to sequences that the scan fills: to their own memory, if it is as C writes it."""
+    def point_to_sequences(self, **tensors: torch.Tensor | None) -> None:
+        """Points fields to sequences that C fills: to their own memory, if it is as C writes it."""
         for name, tensor in tensors.items():
             if tensor is None or tensor.shape == (0,):
                 continue
@@ -167,9 +156,9 @@ class _Neurons:
                 viewed = viewed.transpose(0, 1)
             own = tensor.dtype == self.dtype and viewed.shape == self.current.shape
             memory = viewed if own else torch.empty(self.current.shape, dtype=self.dtype)
-            setattr(self.scan, name, self._point(memory))
+            self._point(name, memory)
             if not own:
-                self.results.append((memory.view(viewed.shape), viewed))
+                self.results.append((memory.view(viewed.shape), viewed, None))
 
     def run(self, direction: str, threads: int) -> None:
         """Runs the scan and hands the results over."""
@@ -178,9 +167,11 @@ class _Neurons:
         while scan.tile > _SMALLEST_TILE and scan.outer * -(-scan.inner // scan.tile) < threads:
             scan.tile //= 2  # so that no thread goes without
         _run(f"srm_scan_{direction}", scan, self.dtype, threads)
-        for memory, tensor in self.results:
-            if memory.data_ptr() != tensor.data_ptr():
+        for memory, tensor, leading in self.results:
+            if leading is None:
                 tensor.copy_(memory)
+            else:
+                self.hand_over(memory, tensor, leading)
 
 
 def scan_forward(
@@ -197,9 +188,9 @@ def scan_forward(
     """Fills `spikes` and, where they are given and have elements, the others; as kernels/srm_scan.py."""
     neurons = _Neurons(current, spikes, constants, time_axis)
     neurons.scan.rise = SRM_SCAN_RISE
-    neurons.read(initial=initial)
-    neurons.fill(final=final, events=events)
-    neurons.fill_sequences(spikes=spikes, membrane=membrane, gradient_trace=gradient_trace)
+    neurons.point_to_states(filled=False, initial=initial)
+    neurons.point_to_states(filled=True, final=final, events=events)
+    neurons.point_to_sequences(spikes=spikes, membrane=membrane, gradient_trace=gradient_trace)
     neurons.run("forward", _number_of_threads(neurons.current))
 
 
@@ -224,9 +215,9 @@ def scan_backward(
     grad = neurons.sequence(grad_spikes)
     scan.grad_stride_outer, scan.grad_stride_time, _ = grad.stride()
     scan.rule, scan.grad_spikes = SRM_SCAN_RULES[rule], grad.data_ptr()
-    neurons.read(initial=initial, grad_final=grad_final, events=events)
-    neurons.fill(grad_initial=grad_initial, grad_constants=grad_constants)
-    neurons.fill_sequences(weight_path=weight_path, time_path=time_path)
+    neurons.point_to_states(filled=False, initial=initial, grad_final=grad_final, events=events)
+    neurons.point_to_states(filled=True, grad_initial=grad_initial, grad_constants=grad_constants)
+    neurons.point_to_sequences(weight_path=weight_path, time_path=time_path)
     threads = _number_of_threads(neurons.current)
     _, largest_tile, chunk = _layout(_library(), "srm_scan")
     scratch = constants.new_empty(threads, 3 * (chunk - (-scan.steps // chunk)), largest_tile)

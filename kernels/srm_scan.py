@@ -16,7 +16,7 @@ from triton import language as tl
 
 from . import SRM_SCAN_RISE, SRM_SCAN_RULES, launch, srm_scan_chunk
 from .configurations import Configuration, Tunable
-from .layout import memory_order, outer_time_inner
+from .layout import NeuronOrder
 
 
 @triton.jit
@@ -311,32 +311,15 @@ FORWARD = Tunable("srm_scan_forward", _SIZES, _up_to_two_a_thread, _INTERPRETED)
 BACKWARD = Tunable("srm_scan_backward", _SIZES, _neuron_a_thread, _INTERPRETED)
 
 
-class _Neurons:
-    """The neurons of a scan in memory order: how kernels see its tensors."""
+class _Neurons(NeuronOrder):
+    """How kernels see the tensors of a scan."""
 
     def __init__(self, current: torch.Tensor, like: torch.Tensor, constants: torch.Tensor, time_axis: int) -> None:
-        self.like, self.time_axis = like, time_axis
-        self.order = [axis - (axis > time_axis) for axis in memory_order(like) if axis != time_axis]
-        self.current = outer_time_inner(current, like, time_axis)
+        super().__init__(like, time_axis, constants.shape[1])
+        self.current = self.sequence(current)
         outer, self.steps, inner = self.current.shape
-        channels = constants.shape[1]
-        shape = [size for axis, size in enumerate(like.shape) if axis != time_axis]
-        behind = self.order[self.order.index(1) + 1 :] if channels > 1 else []
-        channel_stride = torch.Size(shape[axis] for axis in behind).numel()
-        divisors = inner, channels, channel_stride
+        divisors = inner, self.channels, self.channel_stride
         self.sizes = self.steps, outer * inner, *(each for size in divisors for each in (size, (2**64 - 1) // size))
-
-    def flat(self, tensor: torch.Tensor | None, leading: int) -> torch.Tensor | None:
-        """A tensor of `leading` axes and those of the neurons, with the neurons in memory order; copies if it must."""
-        if tensor is None or tensor.shape == (0,):
-            return tensor
-        axes = *range(leading), *(leading + axis for axis in self.order)
-        return tensor.permute(axes).contiguous()
-
-    def hand_over(self, flat: torch.Tensor | None, tensor: torch.Tensor | None, leading: int) -> None:
-        """Copies what a kernel filled into the tensor that `flat` stands for, unless it is the same memory."""
-        if tensor is not None and flat is not None and flat.data_ptr() != tensor.data_ptr():
-            tensor.permute(*range(leading), *(leading + axis for axis in self.order)).copy_(flat)
 
     def run(
         self,
@@ -432,7 +415,7 @@ def backward(
     """
     like = next((path for path in (weight_path, time_path) if path.numel()), torch.empty_like(current))
     neurons = _Neurons(current, like, constants, time_axis)
-    grads = outer_time_inner(grad_spikes, like, time_axis)
+    grads = neurons.sequence(grad_spikes)
     results = (grad_initial, 1), (grad_constants, 1)
     flat = [neurons.flat(*result) for result in results]
     neurons.run(

@@ -180,11 +180,16 @@ def map_inputs(
         rules: how gradients pass.
         time_axis: 0 or 1.
     """
-    split = rules.splits and (inputs.requires_grad or transforms_active())  # which hide what needs a gradient
-    distinct = inputs.narrow(time_axis, 0, 1) if _repeats(inputs, time_axis) else inputs
+    # transforms hide what needs a gradient
+    split = rules.splits and torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
+    # inputs mapped once would receive the gradient of all steps at the first
+    repeats = _repeats(inputs, time_axis) and (split or not inputs.requires_grad)
+    distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
     samples = (distinct.detach() if split else distinct).flatten(0, 1)
     mapped = affine(samples, *tensors)
-    current = mapped.unflatten(0, distinct.shape[:2]).expand(*inputs.shape[:2], *mapped.shape[1:])
+    current = mapped.unflatten(0, distinct.shape[:2])
+    if repeats:
+        current = current.expand(*inputs.shape[:2], *mapped.shape[1:])
     if not split:
         return current, None
     detached = (None if tensor is None else tensor.detach() for tensor in tensors)
@@ -224,12 +229,18 @@ def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
         TypeError: for anything but a tensor of numbers, or of another floating-point dtype outside of autocast.
         ValueError: for another rank or device.
     """
-    if isinstance(inputs, Tensor) and not inputs.is_floating_point() and not inputs.is_complex():
-        inputs = inputs.to(weight.dtype)
+    inputs = as_floats(inputs, weight.dtype)
     check_tensor("inputs", inputs, axes)
     kind = inputs.device.type
     if not (kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)):
         check_same("inputs", inputs, "weight", weight)
+    return inputs
+
+
+def as_floats(inputs: Any, dtype: torch.dtype) -> Any:
+    """Events, bool or integers, in `dtype`; anything else as it is."""
+    if isinstance(inputs, Tensor) and not inputs.is_floating_point() and not inputs.is_complex():
+        return inputs.to(dtype)
     return inputs
 
 

@@ -30,6 +30,8 @@ def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
     if value.dtype not in FLOATING:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{name} must have one of the dtypes {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got one of {value.layout}")
     if value.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(f"{name} must be on a cpu or cuda (NVIDIA or ROCm) device, got {value.device}")
     if axes is not None:

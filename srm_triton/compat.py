@@ -203,14 +203,7 @@ class _SeedLayer(nn.Module):
     """Weight, normalisation and constants under their published names; runs on this package's operations."""
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        v_th: float,
-        taum: float,
-        taus: float,
-        taug: float,
-        weight_norm: bool,
-        eps: float,
+        self, shape: tuple[int, ...], v_th: float, taum: float, taus: float, taug: float, weight_norm: bool, eps: float
     ) -> None:
         super().__init__()
         self.v_th, self.taum, self.taus, self.taug = v_th, taum, taus, taug
@@ -221,7 +214,7 @@ class _SeedLayer(nn.Module):
         self.eps: Tensor
 
     @property
-    def _neuron(self) -> SRMParameters:
+    def _srm_parameters(self) -> SRMParameters:
         return SRMParameters(self.taum, self.taus, self.taug, self.v_th)
 
     def _effective_weight(self) -> Tensor:
@@ -266,7 +259,7 @@ class srmLinear(_SeedLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs [batch, time, in_features] to spikes [batch, time, out_features]."""
-        spikes: Tensor = srm_linear(inputs, self._effective_weight(), self._neuron)
+        spikes: Tensor = srm_linear(inputs, self._effective_weight(), self._srm_parameters)
         return spikes
 
 
@@ -319,7 +312,7 @@ class srmConv2d(_SeedLayer):
         return srm_conv2d(
             inputs,
             self._effective_weight(),
-            self._neuron,
+            self._srm_parameters,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,

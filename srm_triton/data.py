@@ -43,20 +43,14 @@ class LabelledImages(NamedTuple):
     def checksum(self) -> int:
         """A CRC-32 of all samples, which tells other data from the same."""
         checksum = self.classes
-        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+        for tensor in self[:4]:
             shaped = repr(list(tensor.shape)).encode()
             checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, zlib.crc32(shaped, checksum))
         return checksum
 
     def to(self, device: torch.device) -> "LabelledImages":
         """Returns the same samples on another device."""
-        return LabelledImages(
-            self.train_images.to(device),
-            self.train_labels.to(device),
-            self.test_images.to(device),
-            self.test_labels.to(device),
-            self.classes,
-        )
+        return self._replace(**{name: getattr(self, name).to(device) for name in self._fields[:4]})
 
 
 def load_digits() -> LabelledImages:
@@ -94,16 +88,14 @@ def load_fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> LabelledIma
     """
     folder = Path(folder)
     names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    paths = [_find(folder, name) for name in names]
-    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
-    if missing:
+    files = {name: [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()] for name in names}
+    if missing := [name for name, paths in files.items() if not paths]:
         raise FileNotFoundError(
             f"{folder}: no {', '.join(missing)} (plain or .gz); Debian's package dataset-fashion-mnist puts them in "
             f"{FASHION_MNIST_FOLDER}, https://github.com/zalandoresearch/fashion-mnist offers them for download"
         )
-    train_images, train_labels, test_images, test_labels = (path for path in paths if path is not None)
-    train, test = _read_samples(train_images, train_labels), _read_samples(test_images, test_labels)
-    return LabelledImages(*train, *test, CLASSES)
+    train_images, train_labels, test_images, test_labels = (paths[0] for paths in files.values())
+    return LabelledImages(*_read_samples(train_images, train_labels), *_read_samples(test_images, test_labels), CLASSES)
 
 
 def read_idx(path: Path, magic: int) -> Tensor:
@@ -161,10 +153,6 @@ def encode_direct(images: Tensor, steps: int) -> Tensor:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return images[:, None].expand(-1, steps, *images.shape[1:])
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _read_samples(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,40 @@
-"""Autograd functions that give a first gradient only, for autograd and for the transforms of `torch.func`."""
+"""Custom ops, and autograd functions that give a first gradient only, also for the transforms of `torch.func`."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Gradients = tuple[Tensor | None, ...]
+Allocate = TypeVar("Allocate", bound=Callable[..., Any])
 
 
 def transforms_active() -> bool:
     """Whether a transform of `torch.func` (`vmap`, `grad`, …) is running; PyTorch has no public name for it."""
     return torch._C._are_functorch_transforms_active()
+
+
+def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Makes an op `srm_triton::name` of a function of CPU and CUDA tensors, its schema from the type hints.
+
+    As `torch.library.custom_op`, which takes three times as long a call and imports the compiler at the first one;
+    `fake_of` and `torch.library.register_vmap` do the rest.
+    """
+
+    def define(function: Callable[..., Any]) -> Any:
+        qualified = f"srm_triton::{name}"
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(qualified, ("cpu", "cuda"), torch.no_grad()(function))  # exported programs call it directly
+        return getattr(torch.ops.srm_triton, name).default
+
+    return define
+
+
+def fake_of(op: Any) -> Callable[[Allocate], Allocate]:
+    """Makes what allocates the results of an op its fake, by which tracers know their shapes."""
+    return torch.library.register_fake(op)
 
 
 class Function(torch.autograd.Function):

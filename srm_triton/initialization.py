@@ -24,8 +24,7 @@ def calibrate_gain(
     Zhu et al. (NeurIPS 2022) does, but only when called.
 
     Args:
-        model: any module; its `SRMLinear` and `SRMConv2d` with `weight_norm` are calibrated in the order in which they
-            run.
+        model: any module; its layers with a normalised weight are calibrated in the order in which they run.
         inputs: a first batch, as the model takes it.
         spikes_per_neuron: target number of spikes of a neuron in a sequence, > 0.
         tolerance: the bisection ends when the factor is known to this relative precision.

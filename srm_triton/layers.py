@@ -15,17 +15,20 @@ from srm_triton.affine import (
     Map,
     ModuleMap,
     Rules,
+    as_floats,
     map_inputs,
     prepare_inputs,
 )
-from srm_triton.checks import check_number, check_size, check_sizes, check_tensor, time_axes
+from srm_triton.checks import check_number, check_option, check_same, check_size, check_sizes, check_tensor, time_axes
 from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient
 from srm_triton.parameters import SRMParameters, SRMState
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NOT_AFFINE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class LayerOptions(TypedDict, total=False):
@@ -114,10 +117,11 @@ class SRMAffine(SRMLayer):
 
     Such as `nn.ConvTranspose2d`, or a convolution with hooks, pruning or parametrizations of its own: the module is
     called as it is. Its parameters receive the weight path, its inputs the time path through its transpose, for which
-    the backward runs the module once more.
+    the backward runs the module once more; as in `SRMConv2d`, it is multiplied by the inputs if there is a convolution.
 
     Args:
-        affine: maps [samples, ...] to [samples, channels, ...]; not checked to be affine.
+        affine: maps [samples, ...] to [samples, channels, ...]; not checked to be affine, but batch normalisation and
+            dropout, which are not in training, are refused there.
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         channels: number of them; None for what the module says (`out_features` or `out_channels`).
         **options: as in `SRMLayer`.
@@ -149,15 +153,21 @@ class SRMAffine(SRMLayer):
             channels = getattr(affine, "out_features", getattr(affine, "out_channels", None))
         first = next(affine.parameters(), torch.empty(0))
         self.affine = affine
+        self.by_inputs = any(isinstance(module, CONVOLUTIONS) for module in affine.modules())
         self.norm_weight = None
         self._add_neurons(channels, parameters, first.device, first.dtype, **options)
 
     def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
         named = dict(self.affine.named_parameters())
-        like = next(iter(named.values()), inputs)
-        inputs = prepare_inputs(inputs, like, time_axes(self.batch_first, "..."))
-        by_inputs = isinstance(self.affine, CONVOLUTIONS)
-        return inputs, ModuleMap(self.affine, tuple(named), by_inputs), tuple(named.values())
+        inputs = as_floats(inputs, torch.get_default_dtype()) if not named else inputs
+        inputs = prepare_inputs(inputs, next(iter(named.values()), inputs), time_axes(self.batch_first, "..."))
+        for module in self.affine.modules() if self.rules.splits else ():
+            if module.training and isinstance(module, NOT_AFFINE):
+                raise TypeError(
+                    f"affine must be affine in its inputs, got {type(module).__name__} in training; put it into "
+                    'evaluation, or choose gradient="surrogate" or input_gradient="value"'
+                )
+        return inputs, ModuleMap(self.affine, tuple(named), self.by_inputs), tuple(named.values())
 
 
 class WeightedLayer(SRMLayer):
@@ -166,7 +176,8 @@ class WeightedLayer(SRMLayer):
     Args:
         weight_norm: whether each channel's weights are normalised to mean `norm_bias` (0 at first) and standard
             deviation `norm_weight` (1 at first), two learned vectors. None, the default, for a fan-in of 3 or more:
-            of one or two weights it would leave nothing to learn but the gain.
+            of one or two weights it would leave nothing to learn but the gain. A weight of exactly 0 counts as pruned
+            and stays 0 in what is applied.
         eps: added to the variance in the normalisation.
 
     Attributes:
@@ -183,6 +194,8 @@ class WeightedLayer(SRMLayer):
 
     def _add_norm(self, weight_norm: bool | None = None, eps: float = 1e-5) -> None:
         check_number("eps", eps, 0, above=True)
+        if weight_norm is not None:
+            check_option("weight_norm", weight_norm, (False, True))
         fan_in = self.weight[0].numel()
         if weight_norm and fan_in < 2:
             raise ValueError(f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False")
@@ -207,7 +220,7 @@ class WeightedLayer(SRMLayer):
                 nn.init.constant_(vector, value)
 
     def effective_weight(self) -> Tensor:
-        """The weight that the layer applies: raw, or normalised over each output's fan-in; pruned ones are 0."""
+        """The weight that the layer applies: raw, or normalised over each fan-in; what is 0, as pruned, stays 0."""
         return self._normalised("weight", self.norm_weight, self.norm_bias)
 
     def _normalised(self, name: str, gain: Tensor | None, offset: Tensor | None) -> Tensor:
@@ -215,8 +228,7 @@ class WeightedLayer(SRMLayer):
         if gain is None:
             return weight
         rows = batch_norm(weight.flatten(1), gain, offset, dim=1, eps=self.eps).view_as(weight)
-        mask = getattr(self, f"{name}_mask", None)  # of torch.nn.utils.prune
-        return rows if mask is None else rows * mask
+        return rows * (weight != 0)
 
     def extra_repr(self) -> str:
         """Sizes and options, as the module prints them."""
@@ -317,7 +329,7 @@ class _SRMConvolution(WeightedLayer):
             check_number(name, size, 1, whole=True)
         windows = (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0))
         sizes = [
-            value if isinstance(value, str) else check_sizes(name, value, smallest, self.SPACE)
+            value if name == "padding" and isinstance(value, str) else check_sizes(name, value, smallest, self.SPACE)
             for name, value, smallest in (*windows, ("dilation", dilation, 1))
         ]
         super().__init__(
@@ -422,6 +434,10 @@ class SRMRecurrentState(NamedTuple):
     spikes: Tensor
     """Spikes of the last step, [batch, out_features]."""
 
+    def detach(self) -> "SRMRecurrentState":
+        """The same state without its history."""
+        return SRMRecurrentState(self.neurons.detach(), self.spikes.detach())
+
 
 class SRMRecurrent(SRMLinear):
     """A fully connected layer whose neurons also receive the layer's own spikes, a step later.
@@ -486,29 +502,34 @@ class SRMRecurrent(SRMLinear):
 
     def forward(self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False) -> Any:  # type: ignore[override]
         """Returns spikes, and with `return_state` an `SRMRecurrentState`; arguments as in the other layers."""
-        if state is not None and not isinstance(state, SRMRecurrentState):
-            raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")
         time_axis = 1 if self.batch_first else 0
         inputs, affine, tensors = self._map(inputs)
         current, earlier = map_inputs(inputs, affine, tensors, self.rules, time_axis)
+        neurons, last = self._start(state, current.narrow(time_axis, 0, 0).sum(time_axis, keepdim=True))
         recurrent = self.effective_recurrent_weight(), None
-        rules = replace(self.rules, input_gradient="time")
-        neurons, last = (None, None) if state is None else (state.neurons, state.spikes.unsqueeze(time_axis))
-        spikes = [current.new_empty(0)] * 0
+        rules, spikes = replace(self.rules, input_gradient="time"), [current.narrow(time_axis, 0, 0)]
         for t in range(current.shape[time_axis]):
             x, times = current.narrow(time_axis, t, 1), None if earlier is None else earlier.narrow(time_axis, t, 1)
-            if last is not None:
-                own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
-                x = x + own
-                times = own_times if times is None else times if own_times is None else times + own_times
-            last, neurons = self.neuron.scan(x, times, neurons, True)
+            own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
+            times = own_times if times is None else times if own_times is None else times + own_times
+            last, neurons = self.neuron.scan(x + own, times, neurons, True)
             spikes.append(last)
-        outputs = torch.cat(spikes, time_axis) if spikes else torch.empty_like(current)
-        if not return_state:
-            return outputs
-        if last is None or neurons is None:
-            raise ValueError(f"inputs must have at least one step to return a state, got {list(inputs.shape)}")
-        return outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))
+        outputs = torch.cat(spikes, time_axis)
+        return (outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))) if return_state else outputs
+
+    def _start(self, state: Any, zeros: Tensor) -> tuple[SRMState, Tensor]:
+        """The state of the neurons, which the first step checks, and the last spikes, in the shape of `zeros`."""
+        shape = zeros.flatten(0, 1)
+        if state is None:
+            silent = torch.zeros_like(shape, dtype=accumulator_dtype(zeros.dtype))
+            return SRMState(silent, silent, silent), zeros
+        if not isinstance(state, SRMRecurrentState):
+            raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")
+        check_tensor("state.spikes", state.spikes, "[batch, out_features]")
+        check_same("state.spikes", state.spikes, "inputs", zeros)
+        if state.spikes.shape != shape.shape:
+            raise ValueError(f"state.spikes must have the shape {list(shape.shape)}, got {list(state.spikes.shape)}")
+        return state.neurons, state.spikes.unsqueeze(1 if self.batch_first else 0)
 
 
 class _ShareByActivity(Function):
@@ -570,6 +591,7 @@ class SpikeAvgPool2d(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the averages of the windows."""
+        inputs = as_floats(inputs, torch.get_default_dtype())
         check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
         images = F.avg_pool2d(inputs.flatten(0, 1), self.kernel_size, self.stride, self.padding)
         if self.gradient == "event":

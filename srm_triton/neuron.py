@@ -75,7 +75,7 @@ class SRMNeuron(nn.Module):
     ) -> None:
         super().__init__()
         parameters = check_parameters(parameters)
-        if isinstance(learn, str):
+        if isinstance(learn, str) or not isinstance(learn, Iterable):
             raise TypeError(f"learn must be a tuple of names such as ('threshold',), got {learn!r}")
         self.learn = tuple(learn)
         for name in self.learn:
@@ -83,7 +83,8 @@ class SRMNeuron(nn.Module):
         if channels is not None:
             check_number("channels", channels, 1, whole=True)
         self.rule = check_gradient(gradient, surrogate)
-        check_option("output", output, (False, True))
+        for name, flag in (("output", output), ("batch_first", batch_first)):
+            check_option(name, flag, (False, True))
         self.gradient, self.surrogate, self.output, self.batch_first = gradient, surrogate, output, batch_first
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._start = {name: getattr(parameters, name).detach().to("cpu", torch.float64, copy=True) for name in NAMES}
@@ -115,20 +116,27 @@ class SRMNeuron(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a constant to a number or a tensor, which is checked; what else a module has, as any module does."""
-        if name in NAMES and not isinstance(value, nn.Parameter):
-            value = as_tensor(name, value)
-            raw = self._parameters.get(f"raw_{name}")
-            if raw is not None:
-                inverse = (value.detach().to(torch.float64) - LOWER_BOUNDS[name]).log()
-                if not (value.is_meta or inverse.abs().max() < 15):
-                    raise ValueError(
-                        f"{name} must lie inside of its range to be learned, above {LOWER_BOUNDS[name]:g} and finite, "
-                        f"got {value.flatten()[inverse.abs().argmax()].item():g}"
-                    )
-                with torch.no_grad():
-                    raw.copy_(inverse)
-                return
-        super().__setattr__(name, value)
+        if name not in NAMES:
+            return super().__setattr__(name, value)
+        if isinstance(value, nn.Parameter):
+            raise TypeError(
+                f"{name} must be a number or a tensor, got a Parameter; to learn it, pass learn=({name!r},)"
+            )
+        value, raw = as_tensor(name, value).detach().to(torch.float64), self._parameters.get(f"raw_{name}")
+        if raw is None:
+            return super().__setattr__(name, value)
+        if value.numel() not in (1, raw.numel()):
+            raise ValueError(
+                f"{name} must hold one value or one for each of {raw.numel()} channels, got {value.numel()}"
+            )
+        inverse = (value - LOWER_BOUNDS[name]).log()
+        if not (value.is_meta or inverse.abs().max() < 15):
+            raise ValueError(
+                f"{name} must lie inside of its range to be learned, above {LOWER_BOUNDS[name]:g} and finite, "
+                f"got {value.flatten()[inverse.abs().argmax()].item():g}"
+            )
+        with torch.no_grad():
+            raw.copy_(inverse)
 
     def __getattr__(self, name: str) -> Any:
         raw = self.__dict__.get("_parameters", {}).get(f"raw_{name}")
@@ -143,11 +151,12 @@ class SRMNeuron(nn.Module):
         Raises:
             ValueError: if one is no longer in its range; of learned ones on a GPU a NaN silences its neurons instead.
         """
-        values = {name: getattr(self, name) for name in NAMES}
-        if torch.compiler.is_compiling() or transforms_active():
-            return SRMParameters(**values)
-        if self._fixed is not None and all(getattr(self._fixed, name) is value for name, value in values.items()):
+        compiled = torch.compiler.is_compiling() or transforms_active()
+        if not compiled and self._fixed is not None and self._fixed.consists_of(self._buffers):
             return self._fixed
+        values = {name: getattr(self, name) for name in NAMES}
+        if compiled:
+            return SRMParameters(**values)
         for name in self.learn:
             if values[name].device.type == "cpu":  # elsewhere it would wait for the device
                 check_range(name, values[name])
@@ -184,6 +193,7 @@ class SRMNeuron(nn.Module):
 
     def extra_repr(self) -> str:
         """The constants, as the module prints them."""
+        constants = SRMParameters.unchecked({name: getattr(self, name) for name in NAMES}, keep=False)
         rule = self.gradient if self.gradient == "event" else f"surrogate ({self.surrogate})"
         learned = f", learn={self.learn}" if self.learn else ""
-        return f"{self.srm_parameters}, gradient={rule}{learned}, output={self.output}, batch_first={self.batch_first}"
+        return f"{constants}, gradient={rule}{learned}, output={self.output}, batch_first={self.batch_first}"

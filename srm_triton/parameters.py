@@ -1,7 +1,7 @@
 """The constants of SRM neurons and their state: values of tensors, which can be learned, saved and handed on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, NamedTuple
@@ -104,6 +104,22 @@ class SRMParameters:
         parameters.__dict__.update(values, _packed={} if keep else None)
         return parameters
 
+    def consists_of(self, tensors: Mapping[str, Tensor | None]) -> bool:
+        """Whether the constants are these very tensors."""
+        return all(tensors.get(name) is value for name, value in zip(NAMES, self._tensors, strict=True))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (
+            self.tau_m,
+            self.tau_s,
+            self.tau_g,
+            self.threshold,
+            self.membrane_slope_limit,
+            self.gradient_slope_limit,
+            self.sharpness,
+        )
+
     def check(self) -> None:
         """Checks that every value is in its range, as construction does; for tensors that have changed since.
 
@@ -112,6 +128,8 @@ class SRMParameters:
         """
         for name in NAMES:
             check_range(name, getattr(self, name))
+        if empty := [name for name in NAMES if not getattr(self, name).numel()]:
+            raise ValueError(f"{empty[0]} must hold one value or one for each channel, got none")
         lengths = {name: value.shape[0] for name in NAMES if (value := getattr(self, name)).dim()}
         if len(set(lengths.values()) - {1}) > 1:
             raise ValueError(f"constants must have the same number of channels or one value, got {lengths}")
@@ -120,22 +138,31 @@ class SRMParameters:
         """What kernels take: a tensor [8, 1 or channels] in the type that `like` is computed in, on its device.
 
         Its rows are the decays a_m, a_s and a_g, 1/τ_s, θ, the two limits of slopes and the sharpness; they are
-        computed in float64 and rounded once. Each tensor is computed once and kept until a constant changes, unless a
-        gradient passes. As a_s = 1 − 1/τ_s, the row of 1/τ_s stands for both in the backward.
+        computed in float64 and rounded once. Constants on the CPU are checked, and computed once for each value that
+        they take, unless a gradient passes; elsewhere looking at them would wait for the device. As a_s = 1 − 1/τ_s,
+        the row of 1/τ_s stands for both in the backward.
+
+        Raises:
+            ValueError: if a constant on the CPU has left its range.
         """
-        values = tuple(getattr(self, name) for name in NAMES)
-        key = accumulator_dtype(like.dtype), like.device
-        if torch.compiler.is_compiling() or transforms_active():
+        values, key = self._tensors, (accumulator_dtype(like.dtype), like.device)
+        kept: dict[Any, tuple[list[Any], Tensor]] | None = self._packed  # type: ignore[attr-defined]
+        if torch.compiler.is_compiling() or transforms_active() or kept is None:
             return _pack(values, *key)
-        if self._packed is None or any(value.requires_grad or value.is_inference() for value in values):  # type: ignore[attr-defined]
+        if any(value.device.type != "cpu" for value in values):
             return _pack(values, *key)
-        versions = [value._version for value in values]
-        kept_versions, packed = self._packed.get(key, (None, None))  # type: ignore[attr-defined]
-        if kept_versions != versions:
+        if any(value.requires_grad for value in values):
+            self.check()
+            return _pack(values, *key)
+        seen, packed = kept.get(key, ([], values[0]))
+        # by value, as what is written through .data or by other processes counts no version
+        if not seen or not all(
+            v.item() == s if v.dim() == 0 else torch.equal(v, s) for v, s in zip(values, seen, strict=True)
+        ):
             self.check()
             with torch.inference_mode(False), torch.no_grad():  # it may serve in training next
                 packed = _pack(values, *key)
-            self._packed[key] = versions, packed  # type: ignore[attr-defined]
+            kept[key] = [value.clone() if value.dim() else value.item() for value in values], packed
         return packed
 
     def __eq__(self, other: object) -> bool:
@@ -150,15 +177,14 @@ class SRMParameters:
         return f"SRMParameters({', '.join(f'{name}={_rounded(value)}' for name, value in shown.items())})"
 
     def _values(self) -> tuple[Any, ...]:
-        values = (getattr(self, name).tolist() for name in NAMES)
+        values = ("meta" if value.is_meta else value.tolist() for value in self._tensors)
         return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def _pack(values: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    tau_m, tau_s, tau_g, *others = torch.broadcast_tensors(*(value.to(torch.float64) for value in values))
-    rise = 1 / tau_s
-    rows = (1 - 1 / tau_m, (1 - rise).detach(), 1 - 1 / tau_g, rise, *others)
-    return torch.stack(rows).view(len(rows), -1).to(device, dtype)
+    stacked = torch.stack(torch.broadcast_tensors(*(value.to(torch.float64) for value in values)))
+    rates = 1 / stacked[:3]
+    return torch.cat((1 - rates, rates[1:2], stacked[3:])).view(8, -1).to(device, dtype)
 
 
 NAMES = tuple(field.name for field in fields(SRMParameters))
@@ -168,7 +194,7 @@ def _rounded(value: Any) -> Any:
     """As it is printed: to 6 digits, at most four channels."""
     if isinstance(value, tuple):
         return f"[{', '.join(str(_rounded(v)) for v in value[:4])}{', …' if len(value) > 4 else ''}]"
-    return float(f"{value:.6g}")
+    return value if isinstance(value, str) else float(f"{value:.6g}")
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -181,7 +207,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, bool):
         raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type bool")
     if not isinstance(value, Tensor | int | float) and hasattr(value, "__array__"):  # NumPy's numbers and arrays
-        value = torch.as_tensor(value)
+        value = torch.tensor(value)  # a copy
     if isinstance(value, Tensor):
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name} must be a number or a tensor of numbers, got one of {value.dtype}")

@@ -44,13 +44,9 @@ def _stages(block: Callable[[int, int, int], nn.Module], width: int) -> dict[str
     return stages
 
 
-def _check_sizes(out_features: Any, in_channels: Any, width: Any, narrowest: int) -> None:
-    for name, size, smallest in (
-        ("out_features", out_features, 1),
-        ("in_channels", in_channels, 1),
-        ("width", width, narrowest),
-    ):
-        check_number(name, size, smallest, whole=True)
+def _check_sizes(**sizes: Any) -> None:
+    for name, size in sizes.items():
+        check_number(name, size, 1, whole=True)
 
 
 class BasicBlock2D(nn.Module):
@@ -122,7 +118,7 @@ class ResNet18_2D(nn.Sequential):  # noqa: N801, the published name
         width: int = 64,
         **head_options: Any,
     ) -> None:
-        _check_sizes(out_features, in_channels, width, 1)
+        _check_sizes(out_features=out_features, in_channels=in_channels, width=width)
         check_option("head", head, get_args(Head))
         if foreign := {"device", "dtype"} & head_options.keys():
             raise TypeError(
@@ -233,14 +229,9 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
     """
 
     def __init__(
-        self,
-        out_features: int = 10,
-        in_channels: int = 1,
-        parameters: SRMParameters | None = None,
-        *,
-        width: int = 64,
+        self, out_features: int = 10, in_channels: int = 1, parameters: SRMParameters | None = None, *, width: int = 64
     ) -> None:
-        _check_sizes(out_features, in_channels, width, 1)
+        _check_sizes(out_features=out_features, in_channels=in_channels, width=width)
         stages = _stages(partial(SpikingBasicBlock2D, parameters=parameters), width)
         super().__init__(
             OrderedDict(

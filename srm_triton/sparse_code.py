@@ -112,8 +112,8 @@ def sparse_statistics(inputs: Tensor, dictionary: Tensor, codes: Tensor, sparsit
     check_number("sparsity", sparsity, 0, above=True)
     check_tensor("codes", codes)
     check_same("codes", codes, "inputs", inputs)
-    if codes.shape != (*inputs.shape[:-1], dictionary.shape[1]):
-        expected = [*inputs.shape[:-1], dictionary.shape[1]]
+    expected = [*inputs.shape[:-1], dictionary.shape[1]]
+    if list(codes.shape) != expected:
         raise ValueError(f"codes must have the shape {expected} (inputs and atoms), got {list(codes.shape)}")
     with without_autocast(inputs):
         x, atoms, z = (tensor.to(accumulator_dtype(inputs.dtype)) for tensor in (inputs, dictionary, codes))
@@ -175,10 +175,9 @@ class SparseRepresentation(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_number("in_features", in_features, 1, whole=True)
-        check_number("atoms", atoms, 1, whole=True)
+        for name, number in (("in_features", in_features), ("atoms", atoms), ("iterations", iterations)):
+            check_number(name, number, 1, whole=True)
         check_number("sparsity", sparsity, 0, above=True)
-        check_number("iterations", iterations, 1, whole=True)
         self.sparsity = sparsity
         self.iterations = iterations
         self.dictionary = nn.Parameter(torch.empty(in_features, atoms, device=device, dtype=dtype))

@@ -12,6 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -159,33 +160,26 @@ def build_network(config: TrainingConfig, image_size: tuple[int, int], classes: 
         ValueError: if the images are too small for the convolutions' pooling.
     """
     height, width = image_size
+    scale = 2 ** len(config.hidden) if config.model == "conv" else 1
+    if min(image_size) < scale:
+        raise ValueError(f"hidden must have fewer layers: each halves the image of {height} by {width} pixels")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    positions = (height // scale) * (width // scale)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         if config.model == "mlp":
-            return _build_mlp(config.hidden, height * width, classes)
-        scale = 2 ** len(config.hidden)
-        if min(image_size) < scale:
-            raise ValueError(f"hidden must have fewer layers: each halves the image of {height} by {width} pixels")
-        return _build_conv(config.hidden, (height // scale) * (width // scale), classes)
-
-
-def _build_mlp(hidden: tuple[int, ...], pixels: int, classes: int) -> SpikingClassifier:
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten(2))
-    for number, size in enumerate(hidden, 1):
-        layers[f"hidden {number}"] = SRMLinear(pixels, size)
-        pixels = size
-    return SpikingClassifier(nn.Sequential(layers), SRMLinear(pixels, classes, output=True))
-
-
-def _build_conv(hidden: tuple[int, ...], positions: int, classes: int) -> SpikingClassifier:
-    layers: OrderedDict[str, nn.Module] = OrderedDict(channel=nn.Unflatten(2, (1, -1)))
-    channels = 1
-    for number, size in enumerate(hidden, 1):
-        layers[f"conv {number}"] = SRMConv2d(channels, size, 3, padding="same")
-        layers[f"pool {number}"] = SpikeAvgPool2d(2)
-        channels = size
-    layers["flatten"] = nn.Flatten(2)
-    return SpikingClassifier(nn.Sequential(layers), SRMLinear(channels * positions, classes, output=True))
+            layers["flatten"] = nn.Flatten(2)
+            for number, (inputs, size) in enumerate(pairwise((positions, *config.hidden)), 1):
+                layers[f"hidden {number}"] = SRMLinear(inputs, size)
+            inputs = config.hidden[-1]
+        else:
+            layers["channel"] = nn.Unflatten(2, (1, -1))
+            for number, (channels, size) in enumerate(pairwise((1, *config.hidden)), 1):
+                layers[f"conv {number}"] = SRMConv2d(channels, size, 3, padding="same")
+                layers[f"pool {number}"] = SpikeAvgPool2d(2)
+            layers["flatten"] = nn.Flatten(2)
+            inputs = config.hidden[-1] * positions
+        return SpikingClassifier(nn.Sequential(layers), SRMLinear(inputs, classes, output=True))
 
 
 # Checkpoints
@@ -402,10 +396,7 @@ class TrainingRun:
         labels = self.data.train_labels[batch]
         spikes = self.network(encode_direct(self.data.train_images[batch], config.steps))
         loss = count_loss(
-            spikes,
-            labels,
-            desired=config.desired_rate * config.steps,
-            undesired=config.undesired_rate * config.steps,
+            spikes, labels, desired=config.desired_rate * config.steps, undesired=config.undesired_rate * config.steps
         )
         self.optimizer.zero_grad()
         loss.backward()

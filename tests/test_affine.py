@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from srm_triton import (
+    SpikeAvgPool2d,
     SRMAffine,
     SRMConv1d,
     SRMConv2d,
@@ -20,6 +21,7 @@ from srm_triton import (
     SRMLinear,
     SRMNeuron,
     SRMParameters,
+    SRMRecurrent,
     srm_conv2d,
     srm_linear,
     srm_scan,
@@ -62,6 +64,7 @@ MODULES = {
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1), (2, 3, 4)),
     "parametrized": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (4,)),
     "several": (lambda: nn.Sequential(nn.Flatten(1), nn.Linear(6, 5), nn.Linear(5, 3)), (2, 3)),
+    "convolution in a container": (lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(2, 3, 3)), (2, 4, 4)),
 }
 
 
@@ -172,15 +175,19 @@ def test_an_ordinary_encoder_before_and_a_decoder_behind_train_downhill(device):
 
 def test_events_of_integer_types_are_inputs_without_gradient():
     torch.manual_seed(0)
-    layers = SRMLinear(6, 9), SRMConv2d(2, 3, 2), SRMAffine(nn.Linear(6, 9), SRMParameters(threshold=0.1))
-    for layer, shape in zip(layers, ((6,), (2, 4, 4), (6,)), strict=True):
+    early = SRMParameters(threshold=0.1)
+    layers = SRMLinear(6, 9), SRMConv2d(2, 3, 2), SRMAffine(nn.Linear(6, 9), early), SRMAffine(nn.Identity(), early)
+    for layer, shape in zip(layers, ((6,), (2, 4, 4), (6,), (6,)), strict=True):
         events = torch.rand(2, 8, *shape) < 0.4
         expected = layer(events.float())
         for dtype in (torch.bool, torch.uint8, torch.int64):
             spikes = layer(events.to(dtype))
             assert torch.equal(spikes, expected) and spikes.any()
-        spikes.sum().backward()
+        if spikes.requires_grad:
+            spikes.sum().backward()
         assert all(p.grad.any() for p in layer.parameters())
+    events = torch.rand(2, 3, 4, 6, 6) < 0.4
+    assert torch.equal(SpikeAvgPool2d(2)(events), SpikeAvgPool2d(2)(events.float()))
 
 
 def count_operations(function, inputs: Tensor, weight: Tensor, batch_first: bool) -> tuple[int, Tensor, Tensor]:
@@ -214,6 +221,16 @@ def test_inputs_that_repeat_are_mapped_once(function, features, weight_shape, ba
         count_operations(function, inputs, weight, batch_first)
     assert leaves[0].stride(time_axis) == 0
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-12, atol=1e-12)
+
+
+def test_each_step_of_inputs_that_repeat_has_its_own_derivative(device):
+    weight = torch.rand(5, 6, device=device)
+    leaf = torch.rand(4, 1, 6, device=device).expand(4, 9, 6).requires_grad_()
+    dense = leaf.detach().contiguous().requires_grad_()
+    for options in ({"input_gradient": "value"}, {"gradient": "surrogate"}):
+        gradients = [torch.autograd.grad(srm_linear(x, weight, **options).sum(), x)[0] for x in (leaf, dense)]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+        assert gradients[0][:, 1:].any()
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -282,6 +299,15 @@ def test_compiled_model_trains_like_the_eager_one():
 
 
 @ignores_warnings
+@pytest.mark.parametrize("layer", [SRMLinear(4, 5), SRMRecurrent(4, 5), SRMAffine(nn.Linear(4, 5))])
+def test_compiled_evaluation_of_inputs_that_require_a_gradient(layer):
+    inputs = torch.rand(2, 4, 4, requires_grad=True)
+    with torch.no_grad():
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(inputs), layer(inputs))
+
+
+@ignores_warnings
 @pytest.mark.parametrize("way", ["argument", "closure", "buffer", "layers", "number"])
 def test_twelve_thresholds_compile_once(way):
     """In whatever way the threshold changes; a Python float is special to the compiler the first time only."""
@@ -290,16 +316,16 @@ def test_twelve_thresholds_compile_once(way):
     layers = [SRMLinear(5, 4, SRMParameters(threshold=threshold), dtype=torch.float64) for threshold in thresholds]
     compiled = torch.compile(lambda x, p: srm_scan(x, p), fullgraph=True, backend="aot_eager")
     by_number = torch.compile(lambda x, t: srm_scan(x, SRMParameters(threshold=t)), fullgraph=True, backend="aot_eager")
+    by_closure = torch.compile(lambda x: srm_scan(x, parameters), fullgraph=True, backend="aot_eager")
     layer = torch.compile(layers[0], fullgraph=True, backend="aot_eager")
     for number, threshold in enumerate(thresholds):
         parameters = SRMParameters(threshold=threshold)
         stance = "default" if number < (2 if way == "number" else 1) else "fail_on_recompile"
         with torch.compiler.set_stance(stance):
             if way == "argument":
-                result, expected = compiled(current, parameters), srm_scan(current, parameters)
+                result, expected = compiled(current.requires_grad_(), parameters), srm_scan(current, parameters)
             elif way == "closure":
-                x = current.clone().requires_grad_()
-                result, expected = compiled(x, parameters), srm_scan(current, parameters)
+                result, expected = by_closure(current), srm_scan(current, parameters)
             elif way == "number":
                 result, expected = by_number(current, threshold), srm_scan(current, parameters)
             elif way == "buffer":
@@ -427,6 +453,13 @@ class TestBadInput:
             SRMLinear(4, 3)(torch.rand(2, 5, 4), torch.tensor([0, 1]))
         with pytest.raises(TypeError, match="unexpected keyword argument 'labels'"):
             SRMLinear(4, 3)(torch.rand(2, 5, 4), labels=torch.tensor([0, 1]))
+
+    def test_modules_that_are_not_affine_in_training(self):
+        for module in (nn.BatchNorm1d(3), nn.Dropout()):
+            layer = SRMAffine(nn.Sequential(nn.Linear(4, 3), module))
+            with pytest.raises(TypeError, match=f"affine must be affine in its inputs, got {type(module).__name__} in"):
+                layer(torch.rand(2, 5, 4))
+            assert layer.eval()(torch.rand(2, 5, 4)).shape == (2, 5, 3)
 
     def test_what_is_no_module(self):
         with pytest.raises(TypeError, match=r"affine must be a torch\.nn\.Module, got function"):

@@ -1,16 +1,13 @@
 """Which implementation runs, and that a machine without Triton can do without."""
 
-import asyncio
-import os
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from test_cli import run
 from triton import language as tl
 
 import srm_triton
@@ -21,17 +18,18 @@ from srm_triton.kernels import launch
 from srm_triton.kernels import srm_scan as scan_kernels
 
 
+def watched(launch: Callable[..., None], called: list[str]) -> Callable[..., None]:
+    label = f"{launch.__module__.rpartition('.')[2]}.{launch.__name__}"
+    return lambda *arguments: called.append(label) or launch(*arguments)
+
+
 @pytest.fixture
 def launches(monkeypatch) -> list[str]:
     """Names of the launchers as they are called."""
     called: list[str] = []
     for module in (scan_kernels, batch_norm_kernels):
         for name in ("forward", "backward"):
-            original = getattr(module, name)
-            label = f"{module.__name__.rpartition('.')[2]}.{name}"
-            monkeypatch.setattr(
-                module, name, lambda *a, original=original, label=label: called.append(label) or original(*a)
-            )
+            monkeypatch.setattr(module, name, watched(getattr(module, name), called))
     return called
 
 
@@ -66,25 +64,6 @@ def test_overrides_nest_and_end():
     assert requested_backend() == "auto"
 
 
-def test_overlapping_coroutines():
-    async def first(inside: asyncio.Event, leave: asyncio.Event) -> None:
-        with use_backend("reference"):
-            inside.set()
-            await leave.wait()
-
-    async def second() -> None:
-        inside, leave = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(first(inside, leave))
-        await inside.wait()
-        with use_backend("triton"):
-            leave.set()
-            await task
-            assert requested_backend() == "triton"
-        assert requested_backend() == "auto"
-
-    asyncio.run(second())
-
-
 def blocks(*names: str) -> Iterator[None]:
     for name in names:
         with use_backend(name):
@@ -92,6 +71,7 @@ def blocks(*names: str) -> Iterator[None]:
 
 
 def test_interleaved_generators():
+    """As coroutines may be."""
     first, second = blocks("reference", "reference"), blocks("triton", "native")
     seen = [(next(generator), requested_backend())[1] for generator in (first, second, first, second)]
     assert seen == ["reference", "triton", "reference", "native"]
@@ -99,18 +79,19 @@ def test_interleaved_generators():
     assert list(second) == [] and requested_backend() == "auto"
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["same thread", "another thread"])
-def test_a_generator_closed_late(elsewhere):
+def in_another_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("call", [lambda function: function(), in_another_thread])
+def test_a_generator_closed_late(call):
     late, equal = blocks("reference"), blocks("reference")
     next(late)
     with use_backend("triton"):
         next(equal)
-        if elsewhere:
-            thread = threading.Thread(target=late.close)
-            thread.start()
-            thread.join()
-        else:
-            late.close()
+        call(late.close)
         assert requested_backend() == "reference"
         equal.close()
         assert requested_backend() == "triton"
@@ -130,9 +111,7 @@ def test_a_second_thread_is_told():
             errors.append(str(error))
 
     with use_backend("reference"):
-        thread = threading.Thread(target=override)
-        thread.start()
-        thread.join()
+        in_another_thread(override)
     assert errors == ["use_backend is active in another thread; it holds for the whole process"]
     override()
     assert len(errors) == 1
@@ -162,15 +141,10 @@ def test_float64_constants_reach_kernels_whole():
     assert launch.scalars(torch.float32, (0.1,)) == (0.1,)
 
 
-def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *options, "-c", code], env=environment, capture_output=True, text=True)
-
-
 def test_a_clone_that_is_not_installed(tmp_path):
     shutil.copytree(Path(srm_triton.__file__).parent, tmp_path / "srm_triton")
     paths = [str(tmp_path), str(Path(torch.__file__).parents[1])]
-    process = run_python(f"import sys; sys.path += {paths}; import srm_triton", "-S")  # with no editable installation
+    process = run(f"import sys; sys.path[:0] = {paths}; import srm_triton", "-S")  # with no editable installation
     assert process.stderr.splitlines()[-1] == (
         "ImportError: srm_triton is not installed, and in a clone its kernels lie elsewhere; run: "
         f"pip install --editable {tmp_path}"
@@ -178,7 +152,7 @@ def test_a_clone_that_is_not_installed(tmp_path):
 
 
 def test_a_machine_without_triton():
-    process = run_python(
+    process = run(
         "import sys; sys.modules['triton'] = None\n"
         "import torch, srm_triton, srm_triton.compat\n"
         "layer = srm_triton.SRMLinear(3, 2)\n"
@@ -189,11 +163,16 @@ def test_a_machine_without_triton():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are not interpreted")
-def test_triton_on_cpu_tensors_without_the_interpreter():
-    process = run_python(
-        "import torch, srm_triton\nwith srm_triton.use_backend('triton'):\n    srm_triton.srm_scan(torch.ones(1, 2))\n"
+def test_no_warning_reaches_the_user_and_triton_on_cpu_tensors_needs_the_interpreter():
+    process = run(
+        "import torch, warnings; before = list(warnings.filters)\n"
+        "import srm_triton, srm_triton.sparse_linear\n"
+        "assert warnings.filters == before, warnings.filters\n"
+        "srm_triton.SparseLinear(4, 3)(torch.ones(2, 4)).sum().backward()\n"
+        "with srm_triton.use_backend('triton'):\n"
+        "    srm_triton.srm_scan(torch.ones(1, 2))\n",
+        *("-W", "error"),
     )
     assert process.returncode == 1
-    assert "RuntimeError: backend 'triton' runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1" in (
-        process.stderr
-    )
+    error = "RuntimeError: backend 'triton' runs CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1"
+    assert process.stderr.splitlines()[-1].startswith(error)

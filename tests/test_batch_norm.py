@@ -85,16 +85,21 @@ def add_in_trees(monkeypatch):
     monkeypatch.setattr(ReduceOps, "sum", pairwise)
 
 
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several splits of several tiles already in small matrices."""
-    monkeypatch.setattr(kernel, "TILE", 64)
-    monkeypatch.setattr(kernel, "WHOLE", 128)
-    monkeypatch.setattr(kernel, "MAX_SPLITS", 5)
+    for name, value in (("TILE", 64), ("WHOLE", 128), ("MAX_SPLITS", 5)):
+        monkeypatch.setattr(kernel, name, value)
+    tile = kernel.choose_tile(1000, 2, False, torch.float32)
+    assert not tile.whole and tile.splits > 2 and tile.tiles > 2
 
 
 @pytest.mark.parametrize(("case", "dtype"), list(zip(SHAPES, cycle((torch.float64, torch.float32)))))
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients(backend, case, dtype, device):
     tensors = make(*case, dtype)
     limit = 1e-12 if dtype == torch.float64 else 1e-6
@@ -103,28 +108,17 @@ def test_values_and_gradients(backend, case, dtype, device):
 
 @pytest.mark.parametrize(
     ("shape", "dim", "given", "correction"),
-    [((83, 5), 0, "both", 0), ((2, 321), 1, "weight", 1), ((1000, 1), 0, "bias", 0), ((5, 83), 1, "none", 1)],
+    [((83, 5), 0, (1, 2), 0), ((2, 321), 1, (1,), 1), ((1000, 1), 0, (2,), 0), ((5, 83), 1, (), 1)],
 )
 def test_splits(small_blocks, shape, dim, correction, given, device):
-    inputs, weight, bias, grad = make(shape, dim, torch.float64, mean=3.0)
-    tensors = (
-        inputs,
-        weight if given in ("both", "weight") else None,
-        bias if given in ("both", "bias") else None,
-        grad,
-    )
+    drawn = enumerate(make(shape, dim, torch.float64, mean=3.0))
+    tensors = [tensor if place in (0, *given, 3) else None for place, tensor in drawn]
     actual = run("triton", device, tensors, dim=dim, correction=correction)
     assert max(errors(actual, expected(tensors, dim, correction))) < 1e-12
 
 
-def test_small_blocks_are_several_splits_of_several_tiles(small_blocks):
-    tile = kernel.choose_tile(1000, 2, False, torch.float32)
-    assert not tile.whole and tile.splits > 2 and tile.tiles > 2
-
-
 @pytest.mark.parametrize(("dtype", "mixed"), [(torch.float16, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize(("shape", "dim"), [((45, 6), 0), ((3, 20000), 1)])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision(backend, shape, dim, mixed, dtype, device):
     inputs, weight, bias, grad = make(shape, dim, dtype, mean=1.0)
     if mixed:
@@ -162,7 +156,6 @@ def test_strides(backend, layout, blocks, request, device):
 
 
 @pytest.mark.parametrize(("dim", "correction"), [(0, 1), (1, 0)])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend, dim, correction, device):
     tensors = [tensor.to(device).requires_grad_() for tensor in make((4, 3), dim, torch.float64)[:3]]
     with use_backend(backend):
@@ -171,7 +164,6 @@ def test_gradcheck(backend, dim, correction, device):
 
 @pytest.mark.parametrize("correction", [0, 1])
 @pytest.mark.parametrize("shape", [(6, 4), (200, 3)])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_seed_gradient(small_blocks, backend, shape, correction, device):
     inputs, weight, bias, dy = make(shape, 0, torch.float64)
     std = (inputs.var(0, correction=correction) + EPS).sqrt()
@@ -183,7 +175,6 @@ def test_seed_gradient(small_blocks, backend, shape, correction, device):
 
 
 @pytest.mark.parametrize("shape", [(300, 8), (9000, 40)])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_large_mean_as_accurate_as_pytorch(backend, shape, device):
     tensors = make(shape, 0, torch.float32, mean=1000.0)
     exact = expected(tensors, correction=0)
@@ -194,7 +185,6 @@ def test_large_mean_as_accurate_as_pytorch(backend, shape, device):
 
 
 @pytest.mark.parametrize(("shape", "row"), [((9000, 8), 0), ((9000, 8), 8999), ((100, 8), 77)])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_outlier(backend, shape, row, device):
     inputs, *rest = make(shape, 0, torch.float32, mean=1000.0)
     inputs[row] = 1e6
@@ -203,7 +193,6 @@ def test_outlier(backend, shape, row, device):
 
 
 @pytest.mark.parametrize("samples", [777, 20000])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_columns_become_their_bias(backend, samples, device):
     inputs = torch.tensor([0.1, -1e4, 1 / 3]).expand(samples, 3).to(device)
     bias = torch.tensor([1.0, 2.0, 3.0], device=device)
@@ -213,24 +202,17 @@ def test_constant_columns_become_their_bias(backend, samples, device):
     assert torch.equal(mean, inputs[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_sample_without_correction(backend, device):
+def test_one_sample_without_correction_and_no_features(backend, device):
     outputs, grad_inputs, grad_weight, grad_bias = run(backend, device, make((1, 5), 0, torch.float32), correction=0)
     bias, grad = make((1, 5), 0, torch.float32)[2:]
     assert torch.equal(outputs[0], bias) and torch.equal(grad_bias, grad[0])
     assert not grad_inputs.any() and not grad_weight.any()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_features(backend, device):
-    tensors = make((4, 0), 0, torch.float32)
-    outputs, *gradients = run(backend, device, tensors)
+    outputs, *gradients = run(backend, device, make((4, 0), 0, torch.float32))
     assert outputs.shape == (4, 0) and [gradient.numel() for gradient in gradients] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((50, 6), 0), ((6, 20000), 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_statistics(backend, shape, dim, dtype, device):
     inputs, weight, bias, _ = make(shape, dim, dtype, mean=4.0)
     with use_backend(backend):
@@ -245,7 +227,6 @@ def test_statistics(backend, shape, dim, dtype, device):
     assert error(variance.cpu(), inputs.double().var(dim, correction=0)) < limit
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_in_its_column(small_blocks, backend, device):
     for samples in (8, 100):
         inputs, weight, bias, grad = make((samples, 6), 0, torch.float32)
@@ -258,25 +239,17 @@ def test_nan_stays_in_its_column(small_blocks, backend, device):
         assert outputs[:, 2].isnan().all() and grad_inputs[:, 2].isnan().all()
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((40, 33), 0), ((20000, 3), 0)])
-def test_same_bits_in_every_run(shape, dim, device):
-    tensors = make(shape, dim, torch.float32)
-    first, second = (run("triton", device, tensors, dim=dim) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 @pytest.mark.parametrize("shape", [(40, 33), (20000, 3)])
-def test_gradients_in_another_memory_order_give_the_same_bits(shape, device):
+def test_same_bits_in_every_run_and_for_every_memory_order_of_gradients(shape, device):
     """In one tile and in splits."""
-    inputs, weight, bias, grad = make(shape, 0, torch.float32)
+    *tensors, grad = make(shape, 0, torch.float32)
     other = grad.t().contiguous().t()
     assert other.stride() != grad.stride()
-    results = (run("triton", device, (inputs, weight, bias, g), dim=0) for g in (grad, other))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    first, *others = (run("triton", device, (*tensors, g), dim=0) for g in (grad, grad, other))
+    assert all(all(map(torch.equal, first, results)) for results in others)
 
 
 @pytest.mark.parametrize(("dim", "affine"), [(0, False), (1, True)])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, affine, dim, device):
     inputs, weight, bias, grad = make((6, 4), dim, torch.float32, affine)
     matrix, weight, bias, grad = (None if t is None else t.to(device) for t in (inputs, weight, bias, grad))
@@ -294,7 +267,6 @@ def test_compiled_equals_eager(device):
 
 
 @pytest.mark.parametrize("samples", [6, 200])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_a_narrow_column_far_from_zero(small_blocks, backend, samples, device):
     """In one tile and in splits they need the low part of the mean: two float32 neighbours are 1/16 apart."""
     generator = torch.Generator().manual_seed(samples)

@@ -41,6 +41,7 @@ def test_digits():
     for labels in (data.train_labels, data.test_labels):
         assert (labels.bincount() / len(labels) - 0.1).abs().max() < 0.005
     assert torch.equal(load_digits().test_labels, data.test_labels)
+    assert all(tensor.is_meta for tensor in data.to(torch.device("meta"))[:4])
 
 
 def test_fashion_mnist(tmp_path):

@@ -29,6 +29,16 @@ def noisy_image(*shape, noise="gauss", seed=0, dtype=torch.float64):
     return noisy.to(dtype), clean.to(dtype)
 
 
+@pytest.fixture(params=["l2", "l1"])
+def fidelity(request):
+    return request.param
+
+
+@pytest.fixture
+def noise(fidelity):
+    return "gauss" if fidelity == "l2" else "pepper"
+
+
 def dual_bound(noisy, state, weight, fidelity):
     """A lower bound of the objective of every image, which feasible Bregman variables prove wherever they come from.
 
@@ -42,11 +52,10 @@ def dual_bound(noisy, state, weight, fidelity):
     return linear / divergence.abs().flatten(1).amax(1).clamp(min=1)
 
 
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
 @pytest.mark.parametrize(("shape", "weight"), [((2, 1, 16, 13), 0.3), ((1, 3, 8, 8), 0.02), ((3, 1, 1, 20), 2.0)])
-def test_no_image_has_a_smaller_objective(fidelity, shape, weight):
+def test_no_image_has_a_smaller_objective(fidelity, noise, shape, weight):
     """Proved by duality, independently of how the image was found."""
-    noisy, _ = noisy_image(*shape, noise="gauss" if fidelity == "l2" else "pepper")
+    noisy, _ = noisy_image(*shape, noise=noise)
     result = denoise_tv(noisy, weight, fidelity, tolerance=1e-6, max_iterations=5000, trace=True)
     assert result.converged.all()
     objective = tv_objective(result.image, noisy, weight, fidelity)
@@ -57,61 +66,47 @@ def test_no_image_has_a_smaller_objective(fidelity, shape, weight):
 
 
 def seed_in_numpy(f, weight, fidelity, iterations):
-    """The seed text's MATLAB, line by line, for [height, width, channels]; returns the image, cost and error to f."""
-    height, width, channels = f.shape
-    kernel_x, kernel_y = np.zeros((height, width)), np.zeros((height, width))
-    kernel_x[0, 0] += 1
-    kernel_x[0, -1] -= 1
-    kernel_y[0, 0] += 1
-    kernel_y[-1, 0] -= 1
-    otf = np.abs(np.fft.fft2(kernel_x)) ** 2 + np.abs(np.fft.fft2(kernel_y)) ** 2
-    denominator = np.repeat(otf[:, :, None], channels, 2)
-    diff_r_i, grad_x, grad_y, aux_r_i, aux_x, aux_y = (np.zeros_like(f) for _ in range(6))
-    alpha, beta = 500.0, 50.0
-    costs, errors = [], []
+    """The seed text's MATLAB for [height, width, channels]; returns the image, cost and error to f."""
 
-    def fft2(image):
+    def spectrum(image):
         return np.fft.fft2(image, axes=(0, 1))
 
-    def magnitude(values):
-        return np.repeat(np.abs(values).sum(2, keepdims=True), channels, 2)
+    def difference(image, axis, step=-1):  # forward; with step 1 its adjoint
+        return np.roll(image, step, axis) - image
 
-    def shrunk(values, size, threshold):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result = np.maximum(size - threshold, 0) * (values / size)
-        result[size == 0] = 0
-        return result
+    def shrunk(values, threshold):
+        size = np.abs(values).sum(2, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return np.where(size > 0, np.maximum(size - threshold, 0) * (values / size), 0)
 
+    kernels = np.zeros((2, *f.shape[:2], 1))
+    kernels[:, 0, 0] += 1
+    kernels[0, 0, -1] -= 1
+    kernels[1, -1, 0] -= 1
+    denominator = sum(np.abs(spectrum(kernel)) ** 2 for kernel in kernels)
+    diff_r_i, grad_x, grad_y, aux_r_i, aux_x, aux_y = np.zeros((6, *f.shape))
+    alpha, beta = 500.0, 50.0
+    costs, errors = [], []
     for _ in range(iterations):
-        x, y = grad_x + aux_x / alpha, grad_y + aux_y / alpha
-        numerator = fft2(diff_r_i + aux_r_i / beta) + fft2(f)
-        backward = np.concatenate([x[:, -1:] - x[:, :1], -np.diff(x, axis=1)], 1)
-        backward = backward + np.concatenate([y[-1:] - y[:1], -np.diff(y, axis=0)], 0)
-        spectrum = (numerator + alpha / beta * fft2(backward)) / (1 + alpha / beta * denominator)
-        u = np.real(np.fft.ifft2(spectrum, axes=(0, 1)))
-        u_x = np.concatenate([np.diff(u, axis=1), u[:, :1] - u[:, -1:]], 1)
-        u_y = np.concatenate([np.diff(u, axis=0), u[:1] - u[-1:]], 0)
-        grad_x, grad_y = u_x - aux_x / alpha, u_y - aux_y / alpha
-        grad_x = shrunk(grad_x, magnitude(grad_x), weight / alpha)
-        grad_y = shrunk(grad_y, magnitude(grad_y), weight / alpha)
+        backward = difference(grad_x + aux_x / alpha, 1, 1) + difference(grad_y + aux_y / alpha, 0, 1)
+        numerator = spectrum(diff_r_i + aux_r_i / beta) + spectrum(f) + alpha / beta * spectrum(backward)
+        u = np.real(np.fft.ifft2(numerator / (1 + alpha / beta * denominator), axes=(0, 1)))
+        u_x, u_y = difference(u, 1), difference(u, 0)
+        grad_x, grad_y = shrunk(u_x - aux_x / alpha, weight / alpha), shrunk(u_y - aux_y / alpha, weight / alpha)
         diff_r_i = u - f - aux_r_i / beta
-        size = magnitude(diff_r_i)
-        diff_r_i = shrunk(diff_r_i, size, 1 / beta) if fidelity == "l1" else beta / (2 + beta) * diff_r_i
-        diff_r_i[size == 0] = 0
+        diff_r_i = shrunk(diff_r_i, 1 / beta) if fidelity == "l1" else beta / (2 + beta) * diff_r_i
         aux_r_i = aux_r_i + beta * (diff_r_i - (u - f))
-        aux_x = aux_x + alpha * (grad_x - u_x)
-        aux_y = aux_y + alpha * (grad_y - u_y)
-        distance = np.abs(u - f).sum() if fidelity == "l1" else (np.abs(u - f) ** 2).sum()
-        costs.append(distance + weight * (np.abs(u_x) + np.abs(u_y)).sum())
-        errors.append(np.sqrt(((u - f) ** 2).sum()) / np.sqrt(u.size))
+        aux_x, aux_y = aux_x + alpha * (grad_x - u_x), aux_y + alpha * (grad_y - u_y)
+        distance = np.abs(u - f) if fidelity == "l1" else (u - f) ** 2
+        costs.append(distance.sum() + weight * (np.abs(u_x) + np.abs(u_y)).sum())
+        errors.append(np.sqrt(((u - f) ** 2).mean()))
     return u, costs, errors
 
 
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_seeds_iteration_step_for_step(fidelity, channels):
-    noisy, _ = noisy_image(channels, 12, 15, noise="gauss" if fidelity == "l2" else "pepper")
-    for iterations in (1, 2, 7, 30, 150):
+def test_the_seeds_iteration_step_for_step(fidelity, noise, channels):
+    noisy, _ = noisy_image(channels, 12, 15, noise=noise)
+    for iterations in (1, 2, 7, 60):
         expected, costs, errors = seed_in_numpy(noisy.permute(1, 2, 0).numpy(), 0.5, fidelity, iterations)
         result = denoise_tv(
             noisy, 0.5, fidelity, method="seed", tolerance=1, max_iterations=iterations, reference=noisy, trace=True
@@ -120,19 +115,19 @@ def test_the_seeds_iteration_step_for_step(fidelity, channels):
         np.testing.assert_allclose(result.trace.objective.numpy(), costs, rtol=1e-12)
         np.testing.assert_allclose(result.trace.error.numpy(), errors, rtol=1e-9, atol=1e-15)
         assert result.iterations == iterations and not result.converged and result.state is None
+    together = denoise_tv(torch.stack([noisy / 2, noisy]), 0.5, fidelity, method="seed", max_iterations=iterations)
+    torch.testing.assert_close(together[1], result.image, rtol=0, atol=1e-13)
     assert costs[0] > costs[-1]
 
 
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
-def test_both_methods_go_to_the_same_image(fidelity):
-    noisy, _ = noisy_image(1, 12, 15, noise="gauss" if fidelity == "l2" else "pepper")
+def test_both_methods_go_to_the_same_image(fidelity, noise):
+    noisy, _ = noisy_image(1, 12, 15, noise=noise)
     best = tv_objective(denoise_tv(noisy, 0.5, fidelity, tolerance=1e-7, max_iterations=3000), noisy, 0.5, fidelity)
     seed = denoise_tv(noisy, 0.5, fidelity, method="seed", max_iterations=1500, trace=True).trace.objective
     assert abs(seed[-1] - best) <= 1e-4 * best
     assert seed[20] > best * 1.01  # which is why the other method exists
 
 
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
 def test_each_image_of_a_batch_is_treated_alone(fidelity):
     images = torch.stack([noisy_image(2, 10, 11, noise=noise)[0] for noise in ("gauss", "pepper", "gauss")])
     images[2] = 0.02 * images[2].round() + 0.5
@@ -203,7 +198,6 @@ def test_another_penalty_changes_neither_differences_nor_bregman_variables():
     torch.testing.assert_close(after - after.clamp(-1, 1), factor * shrunk, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
 def test_warm_start(fidelity):
     noisy, _ = noisy_image(2, 1, 20, 20)
     cold = denoise_tv(noisy, 0.2, fidelity, tolerance=1e-4, trace=True)
@@ -227,7 +221,6 @@ def test_warm_start(fidelity):
     assert rest.trace.objective[0].sum() < halfway.trace.objective[2].sum()
 
 
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
 @pytest.mark.parametrize("backend", ["triton", *NATIVE])
 def test_every_backend_equals_the_reference(backend, fidelity, device):
     noisy = noisy_image(2, 1, 9, 12)[0].to(device)
@@ -281,7 +274,6 @@ def test_results_that_need_no_iteration():
     assert denoise_tv(noisy[:0], 0.3, start=empty.state).shape == (0, 1, 5, 4)
 
 
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 1), (1, 6, 7)])
 def test_constant_images_stay(fidelity, shape):
     image = torch.full(shape, 0.3)
@@ -298,37 +290,34 @@ def test_units_are_free(scale):
     assert scaled.iterations == unscaled.iterations
 
 
-def test_sums_over_large_images():
+def test_sums_over_large_images(number_of_threads):
     """They leave float32 before the values do; and neither a batch nor the number of threads changes them."""
-    noisy = torch.stack([noisy_image(1, 512, 512, seed=seed, dtype=torch.float32)[0] for seed in range(3)])
-    before = torch.get_num_threads()
+    noisy = torch.stack([noisy_image(1, 512, 512, seed=seed, dtype=torch.float32)[0] for seed in range(2)])
     results = []
     for threads in (1, 3):
-        torch.set_num_threads(threads)
+        number_of_threads(threads)
         results += [denoise_tv(noisy, 0.3), torch.stack([denoise_tv(image, 0.3) for image in noisy])]
-    torch.set_num_threads(before)
     if NATIVE:  # whose Fourier transforms are those of rows
         results.append(denoise_tv(noisy * 2.0**114, 0.3 * 2.0**114) / 2.0**114)
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
 
-def test_images_too_large_to_sum():
-    noisy = noisy_image(1, 512, 512, dtype=torch.float32)[0] * 2.0**124
-    with pytest.raises(
-        ValueError, match=r"image must not be so large that torch.float32 cannot hold its sums, got value"
-    ):
-        denoise_tv(noisy, 0.3 * 2.0**124, max_iterations=5)
+@pytest.mark.parametrize(
+    ("scale", "weight", "message"),
+    [
+        (1e-40, 0.1, r"image and weight must not be so large or small that torch\.float32"),
+        (1.0, 1e38, r"image and weight must not be so large or small that torch\.float32"),
+        (1.0, 1e300, r"image and weight must not be so large or small that torch\.float32"),
+        (2.0**124, 0.3 * 2.0**124, r"must not be so large that torch\.float32 cannot hold its sums, got value"),
+    ],
+)
+def test_units_that_are_too_far_apart_or_too_large_to_sum(scale, weight, message):
+    noisy, _ = noisy_image(1, 512, 512, dtype=torch.float32)
+    with pytest.raises(ValueError, match=message):
+        denoise_tv(noisy * scale, weight, max_iterations=5)
 
 
-@pytest.mark.parametrize(("scale", "weight"), [(1e-40, 0.1), (1.0, 1e38), (1.0, 1e300)])
-def test_units_that_are_too_far_apart(scale, weight):
-    noisy, _ = noisy_image(1, 20, 20, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"image and weight must not be so large or small that torch\.float32"):
-        denoise_tv(noisy * scale, weight)
-
-
-@pytest.mark.parametrize("fidelity", ["l2", "l1"])
 @pytest.mark.parametrize(("height", "base"), [(1.0, 0.0), (1e-3, 0.5)])
 def test_drawings_that_are_flat_almost_everywhere(fidelity, height, base):
     """Where the mean difference says nothing of those there are, and float32 holds few digits of them."""
@@ -343,26 +332,13 @@ def test_drawings_that_are_flat_almost_everywhere(fidelity, height, base):
     assert result.trace.objective[-1] < 0.99 * tv_objective(image, image, weight, fidelity)
 
 
-def test_the_mean_stays():
+def test_the_mean_stays_and_is_what_large_weights_give():
     noisy, _ = noisy_image(1, 20, 20, dtype=torch.float32)
     for weight in (0.3, 1e8):
         result = denoise_tv(noisy, weight, max_iterations=200)
         torch.testing.assert_close(result.mean(), noisy.mean(), rtol=1e-6, atol=0)
-
-
-def test_a_batch_by_the_seeds_iteration():
-    images = torch.stack([noisy_image(1, 8, 9)[0], torch.full((1, 8, 9), 0.5, dtype=torch.float64)])
-    together = denoise_tv(images, 0.1, method="seed", max_iterations=40, trace=True)
-    assert (together.iterations == 40).all()
-    for image, result in zip(images, together.image, strict=True):
-        alone = denoise_tv(image, 0.1, method="seed", max_iterations=40)
-        torch.testing.assert_close(alone, result, rtol=0, atol=1e-13)
-
-
-def test_large_weights_give_the_mean():
-    noisy, _ = noisy_image(1, 8, 9)
-    flat = denoise_tv(noisy, 1e4, tolerance=1e-6, max_iterations=2000)
-    torch.testing.assert_close(flat, noisy.mean().expand_as(flat), rtol=0, atol=1e-5)
+    flat = denoise_tv(noisy.double(), 1e4, tolerance=1e-6, max_iterations=2000)
+    torch.testing.assert_close(flat, noisy.double().mean().expand_as(flat), rtol=0, atol=1e-5)
 
 
 def test_layouts():
@@ -413,7 +389,6 @@ STATE = DenoisingState(torch.zeros(1, 2, 1, 4, 4), torch.ones(1))
         ({"image": IMAGE.to(torch.complex64)}, TypeError, "image must have one of the dtypes .* got complex64"),
         ({"image": IMAGE * NAN}, ValueError, "image must be finite, got NaN or infinite values"),
         ({"image": torch.tensor([[1.0, -math.inf]])}, ValueError, "image must be finite, got NaN or infinite values"),
-        ({"image": IMAGE / 0}, ValueError, "image must be finite, got NaN or infinite values"),
         ({"image": IMAGE.clone().requires_grad_()}, RuntimeError, "image must not require a gradient"),
         ({"weight": -0.1}, ValueError, "weight must be finite and ≥ 0, got -0.1"),
         ({"weight": "1"}, TypeError, "weight must be a number, got '1'"),
@@ -438,21 +413,15 @@ def test_bad_input(arguments, error, message):
         denoise_tv(**{"image": IMAGE, "weight": 0.1} | arguments)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_objective():
+    image = torch.full((1, 4, 4), 300.0)
+    assert tv_objective(image.half(), -image.half(), 0.1) == tv_objective(image, -image, 0.1)
+    for arguments, error, message in (
         ((IMAGE, IMAGE, 0.1, "L1"), ValueError, "fidelity must be one of"),
         ((IMAGE, IMAGE, -1.0), ValueError, "weight must be finite and ≥ 0"),
         ((IMAGE.byte(), IMAGE.byte(), 0.1), TypeError, "image must have one of the dtypes"),
         ((IMAGE, IMAGE[0], 0.1), ValueError, r"must have one shape \[..., channels, height, width\], got"),
         ((IMAGE[0], IMAGE[0], 0.1), ValueError, r"must have one shape \[..., channels, height, width\], got"),
-    ],
-)
-def test_bad_input_of_the_objective(arguments, error, message):
-    with pytest.raises(error, match=message):
-        tv_objective(*arguments)
-
-
-def test_objective_in_half_precision():
-    image = torch.full((1, 4, 4), 300.0)
-    assert tv_objective(image.half(), -image.half(), 0.1) == tv_objective(image, -image, 0.1)
+    ):
+        with pytest.raises(error, match=message):
+            tv_objective(*arguments)

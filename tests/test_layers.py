@@ -144,6 +144,7 @@ def test_learned_constants_that_are_no_numbers():
         layer.neuron.raw_tau_m[1] = torch.nan
     with pytest.raises(ValueError, match="tau_m must be > 1, got nan at channel 1"):
         layer(torch.rand(2, 5, 4))
+    assert "tau_m=[5.0, nan, 5.0]" in repr(layer) and "tau_m=meta" in repr(SRMLinear(4, 3, device="meta"))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,7 @@ def test_what_cannot_be_learned(make):
     for learn, error, message in (
         (("tau_g",), ValueError, r"learn must be one of \('threshold', 'tau_m', 'tau_s'\), got 'tau_g'"),
         ("tau_m", TypeError, "learn must be a tuple of names such as .* got 'tau_m'"),
+        (True, TypeError, "learn must be a tuple of names such as .* got True"),
     ):
         with pytest.raises(error, match=message):
             make(learn=learn, **options)
@@ -175,6 +177,12 @@ def test_constants_can_be_set_and_reset():
     layer.neuron.threshold = torch.tensor([0.5, 1.0, 2.0])
     layer(torch.rand(2, 5, 4) * 9).sum().backward()
     assert layer.neuron.raw_threshold.grad.any()
+    with pytest.raises(ValueError, match="threshold must hold one value or one for each of 3 channels, got 4"):
+        layer.neuron.threshold = torch.ones(4)
+    with pytest.raises(TypeError, match=r"tau_m must be a number or a tensor, got a Parameter; .* learn=\('tau_m',\)"):
+        layer.neuron.tau_m = nn.Parameter(torch.ones(()))
+    layer.neuron.tau_m = torch.tensor(9.0)
+    assert layer.state_dict()["neuron.tau_m"].dtype == torch.float64
     for value, error in ((-1.0, ValueError), (torch.nan, ValueError), ("1", TypeError)):
         with pytest.raises(error, match="threshold must"):
             layer.neuron.threshold = value
@@ -260,6 +268,27 @@ def test_recurrent_layer_is_the_loop_written_out(options, batch_first):
         assert result.any()
 
 
+def test_states_of_a_recurrent_layer():
+    layer = SRMRecurrent(4, 3)
+    outputs, state = layer(torch.rand(2, 0, 4), return_state=True)
+    assert outputs.shape == (2, 0, 3) and not any(part.any() for part in (*state.neurons, state.spikes))
+    _, state = layer(torch.rand(2, 5, 4), return_state=True)
+    assert state.spikes.requires_grad and not state.detach().spikes.requires_grad
+    layer(torch.rand(2, 5, 4), state.detach()).sum().backward()
+    for other, error, message in (
+        (
+            state._replace(spikes=torch.zeros(3, 3)),
+            ValueError,
+            r"state.spikes must have the shape \[2, 3\], got \[3, 3\]",
+        ),
+        (state._replace(spikes=torch.zeros(2, 3).double()), TypeError, "state.spikes must have the dtype of inputs"),
+        (state._replace(spikes=None), TypeError, r"state.spikes must be a torch\.Tensor, got NoneType"),
+        (state._replace(neurons=SRMState(*[torch.zeros(3, 3)] * 3)), ValueError, "state.membrane must have the shape"),
+    ):
+        with pytest.raises(error, match=message):
+            layer(torch.rand(2, 5, 4), other)
+
+
 def test_recurrent_layer_without_recurrence_is_a_linear_one():
     torch.manual_seed(0)
     recurrent, linear = SRMRecurrent(4, 5), SRMLinear(4, 5)
@@ -305,6 +334,9 @@ def test_pruned_weights_stay_zero_in_what_is_applied():
         applied = owner.weight if owner is not layer else layer.effective_weight()
         assert (applied[owner.weight_mask == 0] == 0).all() and applied[owner.weight_mask == 1].all()
         assert owner.weight_orig.grad[owner.weight_mask == 1].any()
+        applied = applied.detach().clone()
+        prune.remove(owner, "weight")  # which makes it permanent
+        assert torch.equal(owner.weight if owner is not layer else layer.effective_weight(), applied)
 
 
 def test_parametrized_weights_of_torch():
@@ -477,12 +509,13 @@ class TestBadInput:
             (lambda: SRMLinear(0, 3), "in_features must be finite and ≥ 1, got 0"),
             (lambda: SRMLinear(1, 3, weight_norm=True), "weight_norm=True needs a fan-in of at least 2, got 1"),
             (lambda: SRMRecurrent(4, 3, output=True), "output must be False for SRMRecurrent, got True"),
-            (lambda: SRMRecurrent(4, 3)(torch.ones(2, 0, 4), return_state=True), "at least one step to return a state"),
             (
                 lambda: SRMConv2d(2, 3, 3)(torch.ones(2, 5, 4, 6, 6)),
                 r"inputs must have 2 entries on axis 2 \(in_channels\)",
             ),
             (lambda: SRMNeuron(output=2), "output must be one of .* got 2"),
+            (lambda: SRMLinear(4, 3, batch_first="x"), "batch_first must be one of .* got 'x'"),
+            (lambda: SRMLinear(4, 3, weight_norm="no"), "weight_norm must be one of .* got 'no'"),
             (lambda: SpikeAvgPool2d(2, gradient="none"), "gradient must be one of .* got 'none'"),
             (lambda: SRMLinear(2, 3, time_gradient_scale=-1), "time_gradient_scale must be finite and ≥ 0, got -1"),
             (lambda: SRMLinear(2, 3, eps=0.0), "eps must be finite and > 0, got 0.0"),
@@ -530,6 +563,7 @@ class TestBadInput:
                 "bias must have 3",
             ),
             (lambda: SRMLinear(4.0, 3), TypeError, "in_features must be an int, got 4.0 of type float"),
+            (lambda: SRMConv2d(1, 2, "3"), TypeError, "kernel_size must be an int or a tuple of them .* got '3'"),
             (lambda: SRMConv2d(1, True, 3), TypeError, "out_channels must be an int, got True of type bool"),
             (
                 lambda: SRMRecurrent(2, 3)(torch.ones(1, 2, 2), SRMState(*[torch.zeros(1, 3)] * 3)),

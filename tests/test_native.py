@@ -21,13 +21,6 @@ CPU = torch.device("cpu")
 needs_library = pytest.mark.skipif(native.problem() is not None, reason=f"the C library is {native.problem()}")
 
 
-@pytest.fixture
-def number_of_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_it_is_built_where_there_is_a_compiler():
     assert native.problem() is None or not any(map(shutil.which, ("cc", "gcc", "clang")))
 
@@ -71,7 +64,9 @@ def test_a_library_of_another_version(monkeypatch):
         monkeypatch.setattr(native, "_layout", lambda *a, wrong=wrong: (8,) if a[1] == wrong else layout(*a))
         assert native._library.__wrapped__() == "of another version: install the package again"
     monkeypatch.undo()
-    monkeypatch.setattr(native, "_path", lambda: torch._C.__file__)  # which has none of the operations
+    monkeypatch.setattr(
+        native, "_path", lambda: str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
+    )  # which has none of the operations
     assert native._library.__wrapped__() == "of another version: install the package again"
 
 

@@ -40,18 +40,6 @@ def test_the_solution_satisfies_the_equation(backend, size, scale):
     torch.testing.assert_close(equation.solve(left_side(2 * u, distance, weight)), 2 * solution, rtol=0, atol=0)
 
 
-def test_both_are_the_same_matrix():
-    """Column by column of the identity, for a size whose columns and rows differ."""
-    identity = torch.eye(20, dtype=torch.float64).reshape(20, 1, 4, 5)
-    distance, weight = constants(1.5), constants(0.7)
-    matrix = left_side(identity, distance, weight).reshape(20, 20)
-    expected = torch.linalg.inv(matrix).reshape(20, 1, 4, 5)
-    for name in BACKENDS:
-        with use_backend(name):
-            equation = PoissonEquation(distance.expand(20), weight.expand(20), (4, 5), torch.float64)
-        torch.testing.assert_close(equation.solve(identity), expected, rtol=0, atol=1e-15)
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("weight", [1.0, 1e4, 1e12])
 def test_centred(backend, size, weight):
@@ -92,16 +80,14 @@ def test_constants_that_are_far_apart(backend, distance, weight, dtype):
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="the C library is missing")
-def test_every_number_of_threads_gives_the_same():
-    before = torch.get_num_threads()
+def test_every_number_of_threads_gives_the_same(number_of_threads):
     target = torch.randn(2, 3, 100, 300, generator=torch.Generator().manual_seed(0))
     results = []
     with use_backend("native"):
         for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+            number_of_threads(threads)
             equation = PoissonEquation(constants(1.0, 2.0), constants(3.0, 0.1), (100, 300), torch.float32)
             results.append(equation.solve(target))
-    torch.set_num_threads(before)
     assert target.numel() >= native._PARALLEL_FROM
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     assert math.isfinite(results[0].sum())
@@ -111,16 +97,8 @@ def test_every_number_of_threads_gives_the_same():
     ("target", "error", "message"),
     [
         (torch.ones(1, 1, 4, 5), TypeError, "target must have the dtype of the equation, torch.float64, got torch.flo"),
-        (
-            torch.ones(2, 1, 4, 5).double(),
-            ValueError,
-            r"shape \[1, channels, 4, 5\] of the equation, got \[2, 1, 4, 5\]",
-        ),
-        (
-            torch.ones(1, 1, 5, 4).double(),
-            ValueError,
-            r"shape \[1, channels, 4, 5\] of the equation, got \[1, 1, 5, 4\]",
-        ),
+        (torch.ones(2, 1, 4, 5).double(), ValueError, r"shape \[1, channels, 4, 5\] .* equation, got \[2, 1, 4, 5\]"),
+        (torch.ones(1, 1, 5, 4).double(), ValueError, r"shape \[1, channels, 4, 5\] .* equation, got \[1, 1, 5, 4\]"),
         (torch.ones(1, 4, 5).double(), ValueError, r"shape \[1, channels, 4, 5\] of the equation, got \[1, 4, 5\]"),
         (torch.ones(1, 1, 4, 5, device="meta").double(), ValueError, "device of the equation, cpu, got meta"),
         ([1.0], TypeError, "target must be a torch.Tensor, got list"),

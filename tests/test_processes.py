@@ -3,6 +3,7 @@
 A server that has imported everything forks them, so that a new one takes milliseconds.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,6 +38,9 @@ Start = Callable[..., BaseProcess]
 def start() -> Start:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # or it would not find this module, and say nothing
+        forkserver.ensure_running()
 
     def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
         process = context.Process(target=function, args=arguments, daemon=True)
@@ -56,37 +61,37 @@ def tune_without_end(path: Path, writer: int, finished: Connection) -> None:
 
 
 def everything_from(connection: Connection) -> Iterator[str]:
-    while True:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
             yield connection.recv()
-        except EOFError:
-            return
 
 
 def test_tuning_keeps_what_killed_processes_had_finished(start, tmp_path):
     moments = random.Random(0)
     file = tmp_path / "tuning.json"
     finished: set[str] = set()
-    for number in range(0, 6, 3):
-        writers = {}
+    for number in (0, 3):
+        writers = []
         for writer in range(number, number + 3):
             reader, sender = multiprocessing.Pipe(duplex=False)
-            writers[writer] = start(tune_without_end, file, writer, sender), reader
+            writers.append((start(tune_without_end, file, writer, sender), reader))
             sender.close()
-        for process, reader in writers.values():
+        for process, reader in writers:
             reader.poll(None)  # until there is a first entry
             time.sleep(moments.uniform(0, 0.03))
             read(file)  # an error, if the file is damaged
             process.kill()
             process.join()
             assert process.exitcode == -signal.SIGKILL
-        for _, reader in writers.values():
             finished.update(everything_from(reader))
         assert finished <= read(file).keys()
     assert {path.name for path in tmp_path.iterdir()} <= {"tuning.json", "tuning.json.lock", ".tuning.json.partial"}
 
 
 # Training
+
+
+EPOCHS = 12
 
 
 def train_or_resume(folder: Path) -> None:
@@ -98,24 +103,22 @@ def train_or_resume(folder: Path) -> None:
     if path.exists():
         run = TrainingRun.resume(load_checkpoint(path), data, torch.device("cpu"))
     else:
-        config = TrainingConfig(hidden=(12,), steps=4, epochs=40, batch_size=16)
+        config = TrainingConfig(hidden=(12,), steps=4, epochs=EPOCHS, batch_size=16)
         run = TrainingRun.start(config, data, torch.device("cpu"))
     training.train(run, folder)
 
 
 def wait_for_writing(path: Path, process: BaseProcess) -> None:
-    def state() -> list[tuple[int, int] | None]:
+    def state() -> list[tuple[int, int]]:
         stats = []
         for file in (path, partial(path)):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 stats.append((os.stat(file).st_size, os.stat(file).st_mtime_ns))
-            except FileNotFoundError:
-                stats.append(None)
         return stats
 
     before = state()
     while state() == before and process.is_alive():
-        pass
+        time.sleep(1e-4)
 
 
 def test_training_killed_again_and_again_ends_as_if_it_never_was(start, tmp_path):
@@ -126,7 +129,7 @@ def test_training_killed_again_and_again_ends_as_if_it_never_was(start, tmp_path
     undisturbed = start(train_or_resume, checkpoints[0].parent)
     path = checkpoints[1]
     epochs = [0]
-    while epochs[-1] < 4:  # of 40
+    while epochs[-1] < 3:
         process = start(train_or_resume, path.parent)
         for _ in range(moments.randrange(1, 9)):  # a checkpoint makes several: a file appears, grows, takes a place
             wait_for_writing(path, process)
@@ -134,16 +137,15 @@ def test_training_killed_again_and_again_ends_as_if_it_never_was(start, tmp_path
         process.kill()
         process.join()
         epochs.append(len(load_checkpoint(path).history) if path.exists() else 0)
-    assert epochs == sorted(epochs) and epochs[-1] < 40  # no epoch was lost, and it was killed before the end
+    assert epochs == sorted(epochs) and epochs[-1] < EPOCHS  # no epoch was lost, and it was killed before the end
     resumed = start(train_or_resume, path.parent)
     for process in (undisturbed, resumed):
         process.join(300)
         assert process.exitcode == 0
     expected, result = map(load_checkpoint, checkpoints)
-    assert result.history == expected.history and len(result.history) == 40
+    assert result.history == expected.history and len(result.history) == EPOCHS
     assert torch.equal(result.random_state, expected.random_state)
-    for name, value in expected.model.items():
-        assert torch.equal(result.model[name], value)
+    assert all(torch.equal(result.model[name], value) for name, value in expected.model.items())
 
 
 # Training on several devices
@@ -156,7 +158,7 @@ def network() -> nn.Sequential:
 
 
 def train_on_part(rank: int, ranks: int, static_graph: bool, folder: Path) -> None:
-    """20 steps on one of `ranks` parts of each batch, together with the processes that take the others."""
+    """Steps on one of `ranks` parts of each batch, together with the processes that take the others."""
     model: nn.Module = network()
     if ranks > 1:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -167,7 +169,7 @@ def train_on_part(rank: int, ranks: int, static_graph: bool, folder: Path) -> No
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(1)
     losses = []
-    for _ in range(20):
+    for _ in range(6):
         images = torch.rand(8, 1, 1, 6, 6, dtype=torch.float64, generator=generator).expand(-1, 8, -1, -1, -1)
         labels = torch.randint(4, (8,), generator=generator)
         part = slice(rank, None, ranks)
@@ -181,7 +183,8 @@ def train_on_part(rank: int, ranks: int, static_graph: bool, folder: Path) -> No
 
 @pytest.mark.parametrize("static_graph", [False, True])
 def test_two_processes_train_as_one(static_graph, start, tmp_path):
-    processes = [start(train_on_part, *task, static_graph, tmp_path) for task in ((0, 1), (0, 2), (1, 2))]
+    processes = [start(train_on_part, rank, 2, static_graph, tmp_path) for rank in range(2)]
+    train_on_part(0, 1, static_graph, tmp_path)
     for process in processes:
         process.join(300)
         assert process.exitcode == 0

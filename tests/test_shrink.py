@@ -20,16 +20,13 @@ INF, NAN = math.inf, math.nan
 STEP_BACKENDS = (*BACKENDS, "native") if native.problem() is None and not torch.cuda.is_available() else BACKENDS
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
+def chosen(request):
     with use_backend(request.param):
         yield request.param
 
 
-@pytest.fixture(params=STEP_BACKENDS)
-def step_backend(request):
-    with use_backend(request.param):
-        yield request.param
+backend = pytest.fixture(chosen, params=BACKENDS, name="backend")
+step_backend = pytest.fixture(chosen, params=STEP_BACKENDS, name="step_backend")
 
 
 # Soft threshold
@@ -188,23 +185,21 @@ def test_step_in_float32(step_backend, device):
 
 @pytest.mark.skipif("native" not in STEP_BACKENDS, reason="the C library is missing or serves no GPU")
 @pytest.mark.parametrize("shape", [(1, 1, 257, 131), (2, 3, 5, 2000), (1, 1, 1, 40000), (1, 1, 40000, 1)])
-def test_every_number_of_threads_gives_the_same(shape):
+def test_every_number_of_threads_gives_the_same(shape, number_of_threads):
     """However images are cut into bands, whose first rows need splits that another thread advances."""
     kinds = 2 if shape[1] == 3 else 3
     generator = torch.Generator().manual_seed(0)
     estimate, image = torch.randn(2, *shape, generator=generator)
     splits, penalty = torch.randn(shape[0], kinds, *shape[1:], generator=generator), torch.rand(shape[0]) + 0.5
     assert image.numel() >= native._PARALLEL_FROM
-    before = torch.get_num_threads()
     results = []
     for backend, threads in (("reference", 1), *(("native", threads) for threads in (1, 2, 3, 7))):
-        torch.set_num_threads(threads)
+        number_of_threads(threads)
         with use_backend(backend):
             target = torch.empty_like(image)
             arguments = (estimate, image, splits.clone(), penalty, torch.empty_like(splits), target, 0.3, 1.5)
             new, _, measure = bregman_step(*arguments)
             results.append((new, target, *measure()))
-    torch.set_num_threads(before)
     for expected, result in zip(results[0], results[1], strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     assert all(all(map(torch.equal, result, results[1])) for result in results[2:])

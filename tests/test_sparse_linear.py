@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -215,51 +213,33 @@ def test_custom_ops():
         torch.library.opcheck(_sampled_product, (grad, inputs, *pattern))
 
 
-def test_no_warning_reaches_the_user_and_the_filters_stay():
-    code = (
-        "import torch, warnings; before = list(warnings.filters)\n"
-        "from srm_triton.sparse_linear import SparseLinear\n"
-        "assert warnings.filters == before, warnings.filters\n"
-        "SparseLinear(4, 3)(torch.ones(2, 4)).sum().backward()"
-    )
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
+BAD_INPUT = [
+    (lambda: SparseLinear(4, 3, density=0), ValueError, "density must be finite and > 0, got 0"),
+    (lambda: SparseLinear(4, 3, density=1.5), ValueError, "density must be at most 1, got 1.5"),
+    (lambda: SparseLinear(4, 3, density=float("nan")), ValueError, "density must be finite and > 0, got nan"),
+    (lambda: SparseLinear(4, 3, density="all"), TypeError, "density must be a number, got 'all' of type str"),
+    (lambda: SparseLinear(0, 3), ValueError, "in_features must be finite and ≥ 1, got 0"),
+    (lambda: SparseLinear(4, 0), ValueError, "out_features must be finite and ≥ 1, got 0"),
+    (lambda: SparseLinear(4.0, 3), TypeError, "in_features must be an int, got 4.0 of type float"),
+    (lambda: SparseLinear.from_dense(nn.Linear(4, 3), 2), ValueError, "density must be at most 1, got 2"),
+    (lambda: SparseLinear.from_dense(nn.Identity(), 0.5), TypeError, "linear must be a torch.nn.Linear, got Identity"),
+    (
+        lambda: SparseLinear(4, 3)(torch.ones(2, 5)),
+        ValueError,
+        r"have 4 entries on axis -1 \(in_features\), got \[2, 5",
+    ),
+    (lambda: SparseLinear(4, 3)(torch.tensor(1.0)), ValueError, r"have the shape \[..., in_features\], got \[\]"),
+    (
+        lambda: SparseLinear(4, 3)(torch.ones(2, 4).double()),
+        TypeError,
+        "have the dtype of values, torch.float32, got t",
+    ),
+    (lambda: SparseLinear(4, 3)(torch.ones(2, 4).long()), TypeError, "have one of the dtypes float64, .* got int64"),
+    (lambda: SparseLinear(4, 3)([1.0, 2.0, 3.0, 4.0]), TypeError, "inputs must be a torch.Tensor, got list"),
+]
 
 
-class TestBadInput:
-    def test_arguments(self):
-        cases = [
-            (lambda: SparseLinear(4, 3, density=0), ValueError, "density must be finite and > 0, got 0"),
-            (lambda: SparseLinear(4, 3, density=1.5), ValueError, "density must be at most 1, got 1.5"),
-            (lambda: SparseLinear(4, 3, density=float("nan")), ValueError, "density must be finite and > 0, got nan"),
-            (lambda: SparseLinear(4, 3, density="all"), TypeError, "density must be a number, got 'all' of type str"),
-            (lambda: SparseLinear(0, 3), ValueError, "in_features must be finite and ≥ 1, got 0"),
-            (lambda: SparseLinear(4, 0), ValueError, "out_features must be finite and ≥ 1, got 0"),
-            (lambda: SparseLinear(4.0, 3), TypeError, "in_features must be an int, got 4.0 of type float"),
-            (lambda: SparseLinear.from_dense(nn.Linear(4, 3), 2), ValueError, "density must be at most 1, got 2"),
-            (
-                lambda: SparseLinear.from_dense(nn.Linear(4, 3).weight, 0.5),
-                TypeError,
-                "linear must be a torch.nn.Linear, got Parameter",
-            ),
-        ]
-        for call, error, message in cases:
-            with pytest.raises(error, match=message):
-                call()
-
-    def test_inputs(self):
-        layer = SparseLinear(4, 3)
-        cases = [
-            (torch.ones(2, 5), ValueError, r"inputs must have 4 entries on axis -1 \(in_features\), got \[2, 5\]"),
-            (torch.tensor(1.0), ValueError, r"inputs must have the shape \[..., in_features\], got \[\]"),
-            (torch.ones(2, 4).double(), TypeError, "inputs must have the dtype of values, torch.float32, got torch.f"),
-            (
-                torch.ones(2, 4, dtype=torch.int64),
-                TypeError,
-                "inputs must have one of the dtypes float64, .* got int64",
-            ),
-            ([1.0, 2.0, 3.0, 4.0], TypeError, "inputs must be a torch.Tensor, got list"),
-        ]
-        for inputs, error, message in cases:
-            with pytest.raises(error, match=message):
-                layer(inputs)
+@pytest.mark.parametrize(("call", "error", "message"), BAD_INPUT)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

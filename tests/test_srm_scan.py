@@ -538,7 +538,7 @@ def test_opcheck(dtype, device):
             current = current.transpose(0, 1).contiguous()
         constants = SRMParameters(threshold=torch.ones(3)).pack(current)
         initial = torch.zeros(3, 2, 3, dtype=constants.dtype, device=device) if keep else None
-        arguments = (current, constants, initial, time_axis, keep, True, keep, backend)
+        arguments = (current, constants, initial, time_axis, [keep, True, keep], backend)
         torch.library.opcheck(_scan, arguments)
         torch.library.opcheck(_trace, (current, constants, initial, time_axis, backend))
         _, final, checkpoints, events = _scan(*arguments)
@@ -590,6 +590,27 @@ def test_constants_that_change_in_place_are_followed_and_checked():
         srm_scan(current, parameters)
 
 
+def test_constants_that_change_behind_autograd_are_followed():
+    """What is written through `.data`, or by other processes, counts no version; arrays are copied."""
+    current, array = torch.full((1, 8, 4), 0.3), np.ones(4)
+    parameters, of_array = SRMParameters(threshold=torch.ones(())), SRMParameters(threshold=array)
+    assert not torch.equal(srm_scan(current, parameters), expected := srm_scan(current, SRMParameters(threshold=0.05)))
+    parameters.threshold.data.fill_(0.05)
+    array[:] = 0.05
+    assert torch.equal(srm_scan(current, parameters), expected)
+    assert of_array == SRMParameters(threshold=np.ones(4)) and not torch.equal(srm_scan(current, of_array), expected)
+
+
+@pytest.mark.parametrize(("name", "value"), [("threshold", -1.0), ("tau_m", 0.5)])
+def test_constants_that_an_optimizer_drives_out_of_range(name, value):
+    constant = torch.tensor(5.0, requires_grad=True)
+    parameters, current = SRMParameters(**{name: constant}), torch.ones(1, 8, 4)
+    srm_scan(current, parameters)
+    constant.data.fill_(value)
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
+        srm_scan(current, parameters)
+
+
 def test_inference_mode_leaves_nothing_behind():
     parameters, current = SRMParameters(tau_m=6.0), torch.ones(1, 4, 2)
     with torch.inference_mode():
@@ -614,6 +635,7 @@ class TestBadInput:
                 {"sharpness": torch.ones(2, 2)},
                 r"sharpness must hold one value or one for each channel, .* got \[2, 2\]",
             ),
+            ({"tau_m": torch.tensor([])}, "tau_m must hold one value or one for each channel, got none"),
             ({"tau_m": torch.full((2,), 5.0), "tau_s": torch.ones(3)}, "the same number of channels or one value, got"),
         ],
     )
@@ -685,6 +707,11 @@ class TestBadInput:
     def test_options(self):
         with pytest.raises(ValueError, match=r"gradient must be one of \('event', 'surrogate'\), got 'spike'"):
             srm_scan(torch.ones(1, 2), gradient="spike")
+        for name in ("output", "return_state", "batch_first"):
+            with pytest.raises(ValueError, match=f"{name} must be True or False, got 'yes'"):
+                srm_scan(torch.ones(1, 2), **{name: "yes"})
+        with pytest.raises(ValueError, match=r"current must be a dense tensor, got one of .*sparse_coo"):
+            srm_scan(torch.ones(1, 2).to_sparse())
         with pytest.raises(ValueError, match=r"surrogate must be one of \('arctan', 'fast_sigmoid'\), got 'relu'"):
             srm_scan(torch.ones(1, 2), surrogate="relu")
         with pytest.raises(ValueError, match=r"name must be one of \('auto', 'reference', 'native', 'triton'\), got"):

@@ -1,6 +1,8 @@
 """Training: same seed, same run; interrupted and resumed, the same run still; damaged checkpoints are recognised."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,18 +19,20 @@ SMALL = TrainingConfig(hidden=(12,), steps=4, epochs=3, batch_size=32)
 @pytest.fixture(scope="module")
 def data() -> LabelledImages:
     digits = load_digits()
-    return digits._replace(
-        train_images=digits.train_images[:100],
-        train_labels=digits.train_labels[:100],
-        test_images=digits.test_images[:50],
-        test_labels=digits.test_labels[:50],
-    )
+    counts = {"train_images": 100, "train_labels": 100, "test_images": 50, "test_labels": 50}
+    return digits._replace(**{name: getattr(digits, name)[:count] for name, count in counts.items()})
 
 
 def finish(run: TrainingRun) -> TrainingRun:
     while not run.finished:
         run.train_epoch()
     return run
+
+
+@pytest.fixture(scope="module")
+def expected(data) -> TrainingRun:
+    """What nothing interrupted."""
+    return finish(TrainingRun.start(SMALL, data, CPU))
 
 
 def assert_same(run: TrainingRun, other: TrainingRun) -> None:
@@ -40,50 +44,35 @@ def assert_same(run: TrainingRun, other: TrainingRun) -> None:
 
 @pytest.mark.parametrize("model", ["mlp", "conv"])
 def test_a_seed_repeats_and_another_does_not(model, data):
-    config = TrainingConfig(model=model, hidden=(6,), steps=4, epochs=2, batch_size=32)
+    config = replace(SMALL, model=model, hidden=(6,), epochs=2)
     runs = [finish(TrainingRun.start(config, data, CPU)) for _ in range(2)]
     assert_same(*runs)
-    other = TrainingRun.start(TrainingConfig(model=model, hidden=(6,), steps=4, epochs=2, seed=1), data, CPU)
-    assert not torch.equal(next(other.network.parameters()), next(runs[0].network.parameters()))
-    first, last = runs[0].history[0], runs[0].history[-1]
-    assert last.loss < first.loss and set(last.firing_rates) == {
-        f"{'hidden' if model == 'mlp' else 'conv'} 1",
-        "output",
-    }
+    fresh = [training.build_network(replace(config, seed=seed), (8, 8), 10).output.weight for seed in (0, 0, 1)]
+    assert torch.equal(*fresh[:2]) and not torch.equal(*fresh[1:])
+    first, last = runs[0].history
+    assert last.loss < first.loss
+    assert set(last.firing_rates) == {f"{'hidden' if model == 'mlp' else 'conv'} 1", "output"}
 
 
-def test_interrupted_in_an_epoch_and_resumed_is_the_same_run(data, tmp_path, monkeypatch):
-    expected = finish(TrainingRun.start(SMALL, data, CPU))
+@pytest.mark.parametrize(("method", "call", "epochs"), [("_train_batch", 6, 1), ("_evaluate", 1, 0)])
+def test_interrupted_in_an_epoch_and_resumed_is_the_same_run(method, call, epochs, data, expected, tmp_path):
     run = TrainingRun.start(SMALL, data, CPU)
-    original, calls = TrainingRun._train_batch, []
+    original, calls = getattr(TrainingRun, method), itertools.count(1)
 
-    def interrupted_in_the_second_epoch(self, batch):
-        calls.append(None)
-        if len(calls) == 6:
+    def interrupted(*arguments):
+        if next(calls) == call:
             raise KeyboardInterrupt
-        return original(self, batch)
+        return original(*arguments)
 
-    monkeypatch.setattr(TrainingRun, "_train_batch", interrupted_in_the_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingRun, method, interrupted)
         training.train(run, tmp_path)
-    monkeypatch.undo()
     torch.manual_seed(99)  # global random numbers play no part
     resumed = TrainingRun.resume(load_checkpoint(tmp_path / training.CHECKPOINT), data, CPU)
-    assert len(resumed.history) == 1
+    assert len(resumed.history) == epochs
     training.train(resumed, tmp_path)
     assert_same(resumed, expected)
     assert_same(TrainingRun.resume(load_checkpoint(tmp_path / training.CHECKPOINT), data, CPU), expected)
-
-
-def test_interrupted_before_the_first_epoch_ends(data, tmp_path, monkeypatch):
-    run = TrainingRun.start(SMALL, data, CPU)
-    expected = finish(TrainingRun.start(SMALL, data, CPU))
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "_evaluate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            training.train(run, tmp_path)
-    resumed = TrainingRun.resume(load_checkpoint(tmp_path / training.CHECKPOINT), data, CPU)
-    assert_same(finish(resumed), expected)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -101,70 +90,56 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-class TestCheckpoints:
-    @pytest.fixture
-    def path(self, data, tmp_path):
-        path = tmp_path / "checkpoint.pt"
-        TrainingRun.start(SMALL, data, CPU).save(path)
-        return path
+@pytest.fixture
+def path(data, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    TrainingRun.start(SMALL, data, CPU).save(path)
+    return path
 
-    @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
-    def test_damaged(self, damage, path):
-        content = path.read_bytes()
-        weight = torch.load(path, weights_only=True)["model"]["output.weight"].numpy().tobytes()
-        place = content.index(weight)
-        flipped = content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
-        path.write_bytes({"cut": content[:-100], "flipped": flipped, "text": b"hello", "empty": b""}[damage])
-        with pytest.raises(CheckpointError, match=r"checkpoint\.pt: expected a checkpoint, found a damaged or foreign"):
-            load_checkpoint(path)
 
-    def test_foreign(self, path):
-        torch.save({"weight": torch.ones(2)}, path)
-        with pytest.raises(CheckpointError, match="expected a checkpoint of `srm-triton train`, found another"):
-            load_checkpoint(path)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "pickle"])
+def test_damaged_checkpoints(damage, path):
+    content = path.read_bytes()
+    weight = torch.load(path, weights_only=True)["model"]["output.weight"].numpy().tobytes()
+    place = content.index(weight)
+    flipped = content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+    if damage == "pickle":
         torch.save(torch.nn.Linear(2, 2), path)  # more than weights_only=True allows
-        with pytest.raises(CheckpointError, match="found a damaged or foreign file"):
-            load_checkpoint(path)
+    else:
+        path.write_bytes({"cut": content[:-100], "flipped": flipped, "text": b"hello", "empty": b""}[damage])
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint\.pt: expected a checkpoint, found a damaged or foreign file"
+    ):
+        load_checkpoint(path)
 
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"version": 2}, "expected format version 1, found 2"),
-            (
-                {"config": {"steps": -1}},
-                r"expected the fields of version 1, found others .*steps must be finite and ≥ 1",
-            ),
-            ({"history": [{"epoch": 1}]}, "expected the fields of version 1"),
-        ],
-    )
-    def test_other_content(self, change, message, path):
-        content = torch.load(path, weights_only=True)
-        torch.save({**content, **change}, path)
-        with pytest.raises(CheckpointError, match=message):
-            load_checkpoint(path)
 
-    def test_missing_part(self, path):
-        content = torch.load(path, weights_only=True)
-        del content["optimizer"]
-        torch.save(content, path)
-        with pytest.raises(CheckpointError, match=r"expected the fields of version 1, found others .'optimizer'"):
-            load_checkpoint(path)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": None}, "expected a checkpoint of `srm-triton train`, found another"),
+        ({"version": 1}, "expected format version 2, found 1"),
+        ({"config": {"steps": -1}}, r"expected the fields of version 2, found others .*steps must be finite and ≥ 1"),
+        ({"history": [{"epoch": 1}]}, "expected the fields of version 2"),
+        ({"optimizer": None}, r"expected the fields of version 2, found others .'optimizer'"),
+        ({"model": {"output.weight": torch.ones(3, 3)}}, r"size mismatch for output\.weight"),
+    ],
+)
+def test_checkpoints_of_other_content(change, message, path, data):
+    content = torch.load(path, weights_only=True)
+    changed = {name: value for name, value in {**content, **change}.items() if value is not None}
+    if "model" in change:
+        changed["model"] = {**content["model"], **change["model"]}
+    torch.save(changed, path)
+    with pytest.raises(CheckpointError, match=message):
+        TrainingRun.resume(load_checkpoint(path), data, CPU)
 
-    def test_tensors_that_do_not_fit(self, path, data):
-        content = torch.load(path, weights_only=True)
-        content["model"]["output.weight"] = torch.ones(3, 3)
-        torch.save(content, path)
-        with pytest.raises(CheckpointError, match=r"size mismatch for output\.weight"):
-            TrainingRun.resume(load_checkpoint(path), data, CPU)
 
-    def test_other_samples(self, path, data):
-        for other in (data.test_images.flip(0), data.test_images[1:]):
-            with pytest.raises(CheckpointError, match="expected the samples that its run began with, found others"):
-                TrainingRun.resume(load_checkpoint(path), data._replace(test_images=other), CPU)
-
-    def test_missing_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError):
-            load_checkpoint(tmp_path / "none.pt")
+def test_other_samples(path, data):
+    for other in (data.test_images.flip(0), data.test_images[1:]):
+        with pytest.raises(CheckpointError, match="expected the samples that its run began with, found others"):
+            TrainingRun.resume(load_checkpoint(path), data._replace(test_images=other), CPU)
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(path.with_name("none.pt"))
 
 
 @pytest.mark.parametrize(

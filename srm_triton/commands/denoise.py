@@ -77,8 +77,8 @@ def _denoise(options: argparse.Namespace) -> int:
     end = "converged" if result.converged else "stopped before the tolerance was reached"
     print(f"{int(result.iterations)} iterations, {end}")
     if reference is not None:
-        before = -10 * (to_float(noisy) - to_float(reference)).double().square().mean().log10()
-        after = -10 * (result.image - to_float(reference)).double().square().mean().log10()
+        errors = (image - to_float(reference) for image in (to_float(noisy), result.image))
+        before, after = (-10 * error.double().square().mean().log10() for error in errors)
         print(f"peak signal-to-noise ratio {before:.2f} dB before, {after:.2f} dB after")
     for path in outputs:
         print(f"  {path}")

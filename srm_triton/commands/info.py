@@ -44,10 +44,11 @@ def _info(options: argparse.Namespace) -> int:
 
 def _installation(cache: Path | None) -> dict[str, Any]:
     packages = versions()
+    devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
     return {
         "versions": dict(package.split(" ") for package in (*packages, f"python {platform.python_version()}")),
         "kernels": kernels_state(packages),
-        "devices": [_describe_device(device) for device in _devices()],
+        "devices": [_describe_device(device) for device in devices],
         "tuning": _describe_tuning(cache),
     }
 
@@ -64,18 +65,11 @@ def _describe_tuning(path: Path | None) -> dict[str, Any]:
     return {"path": path and str(path), "entries": len(entries), "usable": usable, "problem": problem}
 
 
-def _devices() -> list[torch.device]:
-    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
-
-
 def _describe_device(device: torch.device) -> dict[str, Any]:
-    note = None
-    if device.type == "cpu":
-        threads, problem = native.threads(), native.problem()
-        note = f"the C library runs on {threads} threads" if problem is None else f"the C library is {problem}"
-    return {
-        "device": str(device),
-        "name": platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "backend": resolve_backend(device, "auto", has_native=True),
-        "note": note,
-    }
+    name, note = platform.machine(), f"the C library is {native.problem()}"
+    if device.type == "cuda":
+        name, note = torch.cuda.get_device_name(device), ""
+    elif native.problem() is None:
+        note = f"the C library runs on {native.threads()} threads"
+    backend = resolve_backend(device, "auto", has_native=True)
+    return {"device": str(device), "name": name, "backend": backend, "note": note or None}

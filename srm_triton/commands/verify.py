@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import warnings
 
 import torch
 
@@ -27,6 +28,8 @@ def _verify(options: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # Triton's own switch, read when it is first imported
+        # the interpreter computes with NumPy, which warns of what IEEE 754 defines
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
     from srm_triton.verification import verify
 
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, Triton's interpreted"

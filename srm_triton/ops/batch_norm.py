@@ -23,22 +23,17 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_goes_with, check_number, check_option, check_size, check_tensor
-from srm_triton.functions import Function, Gradients, keep_results, once_differentiable
+from srm_triton.functions import Function, Gradients, custom_op, fake_of, keep_results, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
 Gradient = Literal["exact", "seed"]
+Vector = Tensor | None
 
 # Eager reference, on x as [samples, features]; in place, since fresh memory costs more than arithmetic
 
 
 def _reference_forward(
-    inputs: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    outputs: Tensor,
-    statistics: Tensor,
-    eps: float,
-    divisor: int,
+    inputs: Tensor, weight: Vector, bias: Vector, outputs: Tensor, statistics: Tensor, eps: float, divisor: int
 ) -> None:
     x = inputs.to(statistics.dtype)
     y = outputs.to(statistics.dtype)  # outputs itself, if it has the type
@@ -84,11 +79,11 @@ def _reference_backward(
 # Custom ops
 
 
-@torch.library.custom_op("srm_triton::batch_norm", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("batch_norm")
 def _normalise(
     inputs: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Vector,
+    bias: Vector,
     dim: int,
     eps: float,
     correction: int,
@@ -96,7 +91,7 @@ def _normalise(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and statistics: the high and low part of the mean and the variance of each feature, [3, features]."""
-    outputs, statistics = _allocate(inputs, weight, bias, dim, eps, correction, gradient_correction, backend)
+    outputs, statistics = _allocate(inputs, weight, bias, dim)
     if inputs.numel() == 0:
         return outputs, statistics
     x, y = inputs.movedim(dim, 0), outputs.movedim(dim, 0)
@@ -110,22 +105,13 @@ def _normalise(
     return outputs, statistics
 
 
-@_normalise.register_fake
-def _allocate(
-    inputs: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    dim: int,
-    eps: float,
-    correction: int,
-    gradient_correction: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+@fake_of(_normalise)
+def _allocate(inputs: Tensor, weight: Vector, bias: Vector, dim: int, *constants: Any) -> tuple[Tensor, Tensor]:
     statistics = inputs.new_empty((3, inputs.shape[1 - dim]), dtype=accumulator_dtype(inputs.dtype))
     return torch.empty_like(inputs), statistics
 
 
-@torch.library.custom_op("srm_triton::batch_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("batch_norm_backward")
 def _backward(
     grad_outputs: Tensor,
     inputs: Tensor,
@@ -137,9 +123,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the inputs and, as [2, features], of weight and bias."""
-    grad_inputs, grad_affine = _allocate_backward(
-        grad_outputs, inputs, weight, statistics, dim, eps, gradient_correction, backend
-    )
+    grad_inputs, grad_affine = _allocate_backward(grad_outputs, inputs, weight, statistics, dim)
     if inputs.numel() == 0:
         return grad_inputs, grad_affine
     dy, x, dx = (matrix.movedim(dim, 0) for matrix in (grad_outputs, inputs, grad_inputs))
@@ -153,16 +137,9 @@ def _backward(
     return grad_inputs, grad_affine
 
 
-@_backward.register_fake
+@fake_of(_backward)
 def _allocate_backward(
-    grad_outputs: Tensor,
-    inputs: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
-    dim: int,
-    eps: float,
-    gradient_correction: int,
-    backend: str,
+    grad_outputs: Tensor, inputs: Tensor, weight: Vector, statistics: Tensor, dim: int, *constants: Any
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(inputs), statistics.new_empty((2, inputs.shape[1 - dim]))
 
@@ -193,7 +170,7 @@ def _map(op: Any, *feature_axes: int | None) -> None:
         results = op(*joined, *arguments[len(feature_axes) :])
         return tuple(map(split, results, (feature_axis, 1))), (feature_axis, 1)
 
-    op.register_vmap(mapped)
+    torch.library.register_vmap(op, mapped)
 
 
 _map(_normalise, None, 0, 0)

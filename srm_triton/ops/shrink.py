@@ -32,14 +32,14 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_number, check_tensor
-from srm_triton.functions import Function
+from srm_triton.functions import Function, custom_op, fake_of
 from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
 
 # Soft threshold
 
 
-@torch.library.custom_op("srm_triton::soft_threshold", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("soft_threshold")
 def _shrink(values: Tensor, threshold: float, backend: str) -> Tensor:
     outputs = _allocate(values, threshold, backend)
     if values.numel() and resolve_backend(values.device, backend) == "triton":
@@ -51,7 +51,7 @@ def _shrink(values: Tensor, threshold: float, backend: str) -> Tensor:
     return outputs
 
 
-@_shrink.register_fake
+@fake_of(_shrink)
 def _allocate(values: Tensor, threshold: float, backend: str) -> Tensor:
     return torch.empty_like(values)
 
@@ -65,7 +65,7 @@ def _map(info: Any, in_dims: tuple[int | None, ...], values: Tensor, *constants:
     return _shrink(values, *constants), in_dims[0]
 
 
-_shrink.register_vmap(_map)
+torch.library.register_vmap(_shrink, _map)
 
 
 class _SoftThreshold(Function):

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.functions import Function, Gradients, custom_op, fake_of, once_differentiable
 from srm_triton.kernels.layout import accumulator_dtype
 
 # Custom ops, as torch.compile knows no sparse matrices
 
 
-@torch.library.custom_op("srm_triton::sparse_product", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("sparse_product")
 def _product(inputs: Tensor, values: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
     """Returns inputs·Wᵀ, [samples, rows]."""
     dtype = accumulator_dtype(values.dtype)
@@ -29,12 +29,12 @@ def _product(inputs: Tensor, values: Tensor, crow_indices: Tensor, col_indices: 
     return (weight @ inputs.to(dtype).t()).t().to(inputs.dtype).contiguous()
 
 
-@_product.register_fake
+@fake_of(_product)
 def _(inputs: Tensor, values: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
     return inputs.new_empty(len(inputs), len(crow_indices) - 1)
 
 
-@torch.library.custom_op("srm_triton::sampled_product", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("sampled_product")
 def _sampled_product(grad: Tensor, inputs: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
     """Returns gradᵀ·inputs at the kept weights."""
     dtype = accumulator_dtype(inputs.dtype)
@@ -44,14 +44,14 @@ def _sampled_product(grad: Tensor, inputs: Tensor, crow_indices: Tensor, col_ind
     return product.values().to(inputs.dtype)
 
 
-@_sampled_product.register_fake
+@fake_of(_sampled_product)
 def _(grad: Tensor, inputs: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
     return inputs.new_empty(len(col_indices))
 
 
 for _op in (_product, _sampled_product):
     for _device in ("cpu", "cuda"):
-        _op.register_autocast(_device, torch.float32)  # which autocast would take from the products within
+        torch.library.register_autocast(_op, _device, torch.float32)  # products within would lose it
 
 
 def csr_matrix(

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_option, check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable, transforms_active
+from srm_triton.functions import Function, Gradients, custom_op, fake_of, once_differentiable, transforms_active
 from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, stack_state, unstack_state
@@ -148,23 +148,16 @@ def _prepare(
 # state [3, *neurons] with the neurons of a step, which are the axes of the current but time.
 
 
-@torch.library.custom_op("srm_triton::srm_scan", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("srm_scan")
 def _scan(
-    current: Tensor,
-    constants: Tensor,
-    initial: Tensor | None,
-    time_axis: int,
-    return_state: bool,
-    keep: bool,
-    output: bool,
-    backend: str,
+    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Spikes and the final state; with `keep`, what the backward restarts from and the events of silent neurons.
+    """Spikes and, as far as they are `asked` for, the final state, checkpoints and the events of silent neurons.
 
-    The Triton backward restarts from the state at the start of every chunk of time but the first. Events are the steps,
-    int32 [*neurons], at which silent neurons count as firing, −1 for none.
+    The Triton backward restarts from its checkpoints, the states at the start of every chunk of time but the first.
+    Events are the steps, int32 [*neurons], at which silent neurons count as firing in the backward, −1 for none.
     """
-    outputs = _allocate_scan(current, constants, initial, time_axis, return_state, keep, output, backend)
+    outputs = _allocate_scan(current, constants, initial, time_axis, asked, backend)
     spikes, final, checkpoints, events = outputs
     if current.numel() == 0:
         return spikes, _unchanged(initial, final), checkpoints, events.fill_(-1)
@@ -178,36 +171,31 @@ def _scan(
     else:
         steps = list(_steps(*_prepare(current, constants, initial, time_axis)))
         spikes.copy_(torch.stack([step.spike for step in steps], time_axis))
-        if return_state:
+        if final.numel():
             final.copy_(stack_state(steps[-1].state))
         if events.numel():
             events.copy_(_reference_events(steps))
     return outputs
 
 
-@_scan.register_fake
+@fake_of(_scan)
 def _allocate_scan(
-    current: Tensor,
-    constants: Tensor,
-    initial: Tensor | None,
-    time_axis: int,
-    return_state: bool,
-    keep: bool,
-    output: bool,
-    backend: str,
+    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
-    steps = current.shape[time_axis]
+    neurons, steps, wide = _neurons(current, time_axis), current.shape[time_axis], accumulator_dtype(current.dtype)
     kept = 0
-    if keep and resolve_backend(current.device, backend) == "triton":
+    if asked[1] and resolve_backend(current.device, backend) == "triton":
         kept = -(-steps // srm_scan_chunk(steps, current.itemsize)) - 1 if steps else 0
-    wide = accumulator_dtype(current.dtype)
     return (
         torch.empty_like(current),
-        current.new_empty((3, *neurons) if return_state else 0, dtype=wide),
+        current.new_empty((3, *neurons) if asked[0] else 0, dtype=wide),
         current.new_empty((kept, 3, *neurons), dtype=wide),
-        current.new_empty(neurons if keep and output else 0, dtype=torch.int32),
+        current.new_empty(neurons if asked[2] else 0, dtype=torch.int32),
     )
+
+
+def _neurons(current: Tensor, time_axis: int) -> tuple[int, ...]:
+    return *current.shape[:time_axis], *current.shape[time_axis + 1 :]
 
 
 def _unchanged(initial: Tensor | None, final: Tensor) -> Tensor:
@@ -215,12 +203,12 @@ def _unchanged(initial: Tensor | None, final: Tensor) -> Tensor:
     return final.zero_() if initial is None or not final.numel() else final.copy_(initial)
 
 
-@torch.library.custom_op("srm_triton::srm_trace", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("srm_trace")
 def _trace(
     current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, membrane potential and gradient trace."""
-    outputs = _allocate_trace(current, constants, initial, time_axis, backend)
+    outputs = _allocate_trace(current)
     spikes, membrane, gradient_trace = outputs
     if current.numel() == 0:
         return outputs
@@ -242,16 +230,13 @@ def _trace(
     return outputs
 
 
-@_trace.register_fake
-def _allocate_trace(
-    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide = accumulator_dtype(current.dtype)
-    spikes = torch.empty_like(current)
+@fake_of(_trace)
+def _allocate_trace(current: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    wide, spikes = accumulator_dtype(current.dtype), torch.empty_like(current)
     return spikes, torch.empty_like(spikes, dtype=wide), torch.empty_like(spikes, dtype=wide)
 
 
-@torch.library.custom_op("srm_triton::srm_scan_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@custom_op("srm_scan_backward")
 def _scan_backward(
     grad_spikes: Tensor,
     grad_final: Tensor | None,
@@ -272,7 +257,7 @@ def _scan_backward(
     weight_path, time_path, grad_initial, grad_constants = outputs
     if current.numel() == 0:
         return weight_path, time_path, _unchanged(grad_final, grad_initial), grad_constants.zero_()
-    neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
+    neurons = _neurons(current, time_axis)
     sums = constants.new_empty((3, *neurons) if asked[3] else 0)
     results = weight_path, time_path, grad_initial, sums
     gradients = grad_spikes, grad_final
@@ -302,25 +287,15 @@ def _scan_backward(
     return outputs
 
 
-@_scan_backward.register_fake
+@fake_of(_scan_backward)
 def _allocate_backward(
-    grad_spikes: Tensor,
-    grad_final: Tensor | None,
-    current: Tensor,
-    constants: Tensor,
-    initial: Tensor | None,
-    checkpoints: Tensor,
-    events: Tensor,
-    time_axis: int,
-    gradient: str,
-    asked: Sequence[bool],
-    backend: str,
+    grad_spikes: Tensor, grad_final: Tensor | None, current: Tensor, constants: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    neurons = (*current.shape[:time_axis], *current.shape[time_axis + 1 :])
+    *_, time_axis, _, asked, _ = others
     return (
         torch.empty_like(current) if asked[0] else current.new_empty(0),
         torch.empty_like(current) if asked[1] else current.new_empty(0),
-        constants.new_empty((3, *neurons) if asked[2] else 0),
+        constants.new_empty((3, *_neurons(current, time_axis)) if asked[2] else 0),
         torch.empty_like(constants) if asked[3] else constants.new_empty(0),
     )
 
@@ -341,7 +316,7 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
             one if one is None else one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0)
             for one, dim in zip(arguments[:count], in_dims[:count], strict=True)
         ]
-        current, constants = tensors[position : position + 2]
+        current, constants = (one for one in tensors[position : position + 2] if one is not None)
         channels = current.shape[3] if current.dim() > 3 else 1
         tensors[position + 1] = constants.expand(-1, -1, channels)
 
@@ -361,7 +336,7 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
             results[3] = results[3].sum(2, keepdim=True)
         return tuple(results), tuple(axes)
 
-    op.register_vmap(mapped)
+    torch.library.register_vmap(op, mapped)
 
 
 _map(_scan, (2, 1, 2), (2, 2, 3, 1))
@@ -383,7 +358,14 @@ class _Scan(Function):
         output: bool,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        return _scan(current, constants, initial, time_axis, return_state, keep, output, backend)
+        return _scan(
+            current,
+            constants,
+            initial,
+            time_axis,
+            [return_state, keep, keep and output and gradient == "event"],
+            backend,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -481,7 +463,8 @@ def srm_scan(
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``, the derivative that stands for that of a spike.
         output: whether the event rule counts neurons that stay silent as firing once, in the backward only; for the
             neurons that a loss looks at.
-        return_state: whether to return the state after the last step too.
+        return_state: whether to return the state after the last step too. A loss on the state has its gradient with
+            respect to the current; with the event rule it passes no spike, so it trains the last layer only.
         batch_first: False for [time, batch, channels, ...].
 
     Returns:
@@ -521,6 +504,9 @@ def scan(
     batch_first: bool,
 ) -> Any:
     """`srm_scan` for layers: `earlier`, in the shape of the current, receives the time path; `rule` is checked."""
+    for name, flag in (("output", output), ("return_state", return_state), ("batch_first", batch_first)):
+        if flag is not True and flag is not False:
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
     initial, constants, time_axis = _check(current, parameters, state, batch_first)
     keep = _needs_gradient(current, earlier, constants, initial)
     results = _Scan.apply(
