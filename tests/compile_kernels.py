@@ -222,6 +222,7 @@ def contract(kernel, dtype: torch.dtype, target: str) -> dict[str, int]:
     vector = min(16, elements_per_thread(kernel) * dtype.itemsize)
     return {
         **resources,
+        "large": str(kernel.src.attrs).count("pointer_range") < str(kernel.src.signature).count("'*"),  # on AMD: > 2 GB
         "shared": kernel.metadata.shared,
         "threads": kernel.metadata.target.warp_size * kernel.metadata.num_warps,
         "fused": reader.fused(code),
