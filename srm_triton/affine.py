@@ -220,6 +220,7 @@ def _spiking_affine(
         "return_state": return_state,
         "batch_first": batch_first,
     }
+    behind |= {"return_state": return_state, "batch_first": batch_first}
     return scan(current, earlier, check_parameters(parameters), state, **behind)
 
 
