@@ -6,10 +6,16 @@ UNITS = {"byte": 1, "short": 2, "dword": 4}
 
 
 def resources(assembly: str) -> dict[str, int]:
-    """Vector registers of a thread, and the bytes of registers that do not fit."""
+    """Vector registers of a thread, the bytes of memory for what does not fit, and the scalars that take vector lanes.
+
+    Those of tensors beyond 2 GB are not counted: without buffer instructions every masked access needs a scalar pair.
+    """
     notes = {key: int(value) for key, value in re.findall(r"\.(\w+): +(\d+)$", assembly, re.MULTILINE)}
-    spills = notes["private_segment_fixed_size"] + 4 * (notes["sgpr_spill_count"] + notes["vgpr_spill_count"])
-    return {"registers": notes["vgpr_count"], "spills": spills}
+    return {
+        "registers": notes["vgpr_count"],
+        "spills": notes["private_segment_fixed_size"] + 4 * notes["vgpr_spill_count"],
+        "scalar_spills": notes["sgpr_spill_count"] * ("buffer_load" in assembly),
+    }
 
 
 def accesses(assembly: str) -> list[tuple[str, int]]:

@@ -21,7 +21,7 @@ def _run(cubin: bytes, tool: str, *options: str) -> str:
 def resources(cubin: bytes) -> dict[str, int]:
     usage = _run(cubin, "cuobjdump", "-res-usage")
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return {"registers": registers, "spills": stack + local}
+    return {"registers": registers, "spills": stack + local, "scalar_spills": 0}
 
 
 def disassemble(cubin: bytes) -> list[str]:
