@@ -118,6 +118,27 @@ def test_equals_the_equations_written_out(name, steps, backend, device):
             )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_neuron_that_falls_and_yet_fires(backend, device):
+    """From a state above the threshold: the slope is 0, and the gradient of what follows stops there."""
+    current = random(2, 20, 3, shift=0.8).to(device)
+    state = SRMState(*(torch.full((2, 3), value, dtype=torch.float64, device=device) for value in (5.0, 0.0, 0.0)))
+    results = run(current, torch.ones_like(current), backend=backend, state=state, grad_state=state)
+    assert results[0][:, 0].all() and not results[1][:, 0].any()
+    for result, expected in zip(
+        results, run(current, torch.ones_like(current), backend="reference", state=state, grad_state=state), strict=True
+    ):
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_silent_neuron_counts_above_a_rise_of_a_twentieth(backend, device):
+    rise = torch.tensor([0.05], dtype=torch.float32)
+    current = 2 * torch.stack((rise, rise.nextafter(torch.ones(1))), -1)[:, None].to(device)
+    weight_path = run(current, torch.ones_like(current), SRMParameters(tau_s=2.0), backend, output=True)[1]
+    assert weight_path.ne(0).tolist() == [[[False, True]]]
+
+
 def recursion(current: Tensor, p: SRMParameters, state: SRMState, surrogate: str) -> tuple[Tensor, SRMState]:
     """The recursion with PyTorch's operations, where only the derivative of the spike is another: for autograd."""
     u, s, g = state
