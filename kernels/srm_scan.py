@@ -155,8 +155,8 @@ def srm_scan_forward_kernel(
     any_fired = tl.zeros((BLOCK,), tl.int1)
     chunks = tl.cdiv(steps, CHUNK)
     for chunk in range(chunks):
-        _store_state(checkpoints, n, neurons, (has_checkpoints != 0) & (chunk > 0), state)
-        checkpoints += tl.where(chunk > 0, 3 * neurons, 0)
+        kept = checkpoints + (chunk - 1) * 3 * neurons
+        _store_state(kept, n, neurons, (has_checkpoints != 0) & (chunk > 0), state)
         first = chunk * CHUNK
         steps_left = tl.minimum(steps - first, CHUNK).to(tl.int32)
         inputs = _load_chunk(current, stride_time, steps_left, accumulator, CHUNK)

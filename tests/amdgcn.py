@@ -26,5 +26,6 @@ def _width(suffix: str) -> int:
 
 
 def fused(assembly: str) -> int:
-    """The number of multiply-adds that round once, but for the five of each division."""
-    return len(re.findall(r"\bv_(?:pk_|dual_)?(?:fma|fmac|mac)_", assembly)) - 5 * assembly.count("v_div_fixup_")
+    """The number of multiply-adds that round once, but for five of each division, and for products that become half."""
+    found = re.findall(r"\bv_(?:pk_|dual_)?(?:fma|fmac|mac)_(?!mix.*, 0$)", assembly, re.MULTILINE)
+    return len(found) - 5 * assembly.count("v_div_fixup_")

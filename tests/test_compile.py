@@ -14,48 +14,48 @@ from srm_triton.kernels import SRM_SCAN_RULES
 # Of a thread, the most of any variant; 0: not compiled.
 REGISTERS = """
                                             sm_75  sm_80  sm_86  sm_89  sm_90 sm_100 sm_120 gfx90a gfx942 gfx950 gfx1100
-srm_scan_forward_kernel float64 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_forward_kernel float32 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_forward_kernel float16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_forward_kernel bfloat16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event float64 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event float32 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event float16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event bfloat16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event,learn float64 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event,learn float32 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event,learn float16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:event,learn bfloat16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate float64 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate float32 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate float16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate bfloat16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate,learn float64 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate,learn float32 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate,learn float16 0 0 0 0 0 0 0 0 0 0 0
-srm_scan_backward_kernel:surrogate,learn bfloat16 0 0 0 0 0 0 0 0 0 0 0
-batch_norm_partial_kernel          float64      0    116      0      0    118    118      0      0     65      0       0
-batch_norm_partial_kernel          float32     95     95     96     96     93     96    116     58     62     62      95
-batch_norm_partial_kernel          float16     72     72     72     72     72     86     96     60     62     60      97
-batch_norm_partial_kernel          bfloat16    72     72     72     72     72     86     94     60     62     60      97
-batch_norm_forward_kernel          float64      0     98      0      0    100    100      0      0     48      0       0
-batch_norm_forward_kernel          float32     80     80     80     80     81     80     80     52     48     50      74
-batch_norm_forward_kernel          float16     72     72     72     72     72     72     72     56     56     58      90
-batch_norm_forward_kernel          bfloat16    72     72     72     72    126     72     72     60     73     56      90
-batch_norm_backward_partial_kernel float64      0     96      0      0     80     80      0      0     54      0       0
-batch_norm_backward_partial_kernel float32     95     95     96     96     79     80     84     64     60     70     102
-batch_norm_backward_partial_kernel float16     96     96     96     96     93     94     94     64     66     66     116
-batch_norm_backward_partial_kernel bfloat16    96     94     96     96     94     96     94     66     68     68     116
-batch_norm_backward_kernel         float64      0     98      0      0     98     96      0      0     58      0       0
-batch_norm_backward_kernel         float32     84     80     80     80     80     80     82     62     54     72      92
-batch_norm_backward_kernel         float16     93     80     80     80     80     80     94     72     70     81      98
-batch_norm_backward_kernel         bfloat16    92     80     80     80    128     80     96     71     74     81      99
-shrink_forward_kernel              float64      0     32      0      0     32     32      0      0     18      0       0
-shrink_forward_kernel              float32     20     22     21     21     22     22     20     10     10     10      19
-shrink_forward_kernel              float16     20     29     27     27     29     28     20     10     10     10      15
-shrink_forward_kernel              bfloat16    26     21     21     21     21     29     20     11     11     10      18
-shrink_bregman_kernel              float64      0    205      0      0    206    206      0      0     93      0       0
-shrink_bregman_kernel              float32     72     72     68     68     72     92     70     59     59     59      93
+srm_scan_forward                  float64       0     64      0      0     71     64      0      0    120      0      0
+srm_scan_forward                  float32      62     56     56     56     64     64     64     86    156     86     84
+srm_scan_forward                  float16      58     56     56     56     64     56     56     86    155     87     85
+srm_scan_forward                  bfloat16     58     56     56     56     64     56     56     86    155     87     84
+srm_scan_backward:event           float64       0    168      0      0    182    143      0      0    174      0      0
+srm_scan_backward:event           float32     135    139    142    142    141    140    127    173    173    173    172
+srm_scan_backward:event           float16     138    138    140    140    139    128    132    184    182    182    176
+srm_scan_backward:event           bfloat16    138    138    140    140    139    128    133    186    184    182    176
+srm_scan_backward:event,learn     float64       0    210      0      0    201    183      0      0    203      0      0
+srm_scan_backward:event,learn     float32     168    168    168    168    168    165    165    201    202    202    200
+srm_scan_backward:event,learn     float16     168    168    168    168    168    159    165    197    197    197    197
+srm_scan_backward:event,learn     bfloat16    168    168    168    168    168    159    165    198    198    197    197
+srm_scan_backward:surrogate       float64       0    116      0      0    128    114      0      0    109      0      0
+srm_scan_backward:surrogate       float32      72     78     78     78     80     80     92    128    128    128    128
+srm_scan_backward:surrogate       float16      72     76     76     76     80     80     90    128    128    128    123
+srm_scan_backward:surrogate       bfloat16     72     80     80     80     80     80     88    125    125    124    123
+srm_scan_backward:surrogate,learn float64       0    150      0      0    164    152      0      0    163      0      0
+srm_scan_backward:surrogate,learn float32     128    136    134    134    135    125    115    175    175    175    174
+srm_scan_backward:surrogate,learn float16     128    142    142    142    136    131    114    175    175    175    174
+srm_scan_backward:surrogate,learn bfloat16    128    136    141    141    136    133    114    176    176    175    174
+batch_norm_partial                float64       0    116      0      0    118    118      0      0     66      0      0
+batch_norm_partial                float32      95     95     96     96     93     96    116     58     62     62     95
+batch_norm_partial                float16      72     72     72     72     72     86     96     60     62     60     97
+batch_norm_partial                bfloat16     72     72     72     72     72     86     94     60     62     60     97
+batch_norm_forward                float64       0     80      0      0    100     86      0      0     48      0      0
+batch_norm_forward                float32      77     80     80     80     81     80     80     50     48     48     74
+batch_norm_forward                float16      72     72     72     72    122     72     72     56     73     56     90
+batch_norm_forward                bfloat16     72     72     72     72    126     72     72     56     73     56     90
+batch_norm_backward_partial       float64       0     96      0      0     80     80      0      0     56      0      0
+batch_norm_backward_partial       float32      95     95     79     79     79     80     84     58     60     59     88
+batch_norm_backward_partial       float16      94     96     94     94     93     94     94     64     66     66     95
+batch_norm_backward_partial       bfloat16     94     94     93     93     94     96     94     66     68     68    105
+batch_norm_backward               float64       0     80      0      0     98     80      0      0     58      0      0
+batch_norm_backward               float32      84     80     80     80     80     80     82     54     54     54     92
+batch_norm_backward               float16      80     80     80     80    122     80     94     72     74     70     96
+batch_norm_backward               bfloat16     80     80     80     80    128     80     96     71     74     72     96
+shrink_forward                    float64       0     32      0      0     32     32      0      0     18      0      0
+shrink_forward                    float32      20     22     21     21     22     22     20     10     10     10     19
+shrink_forward                    float16      20     29     27     27     29     28     20     10     10     10     15
+shrink_forward                    bfloat16     26     21     21     21     21     29     20     11     11     10     18
+shrink_bregman                    float64       0    205      0      0    206    206      0      0     93      0      0
+shrink_bregman                    float32      72     72     68     68     72     92     70     59     59     59     93
 """
 TARGETS, *ROWS = (line.split() for line in REGISTERS.strip().splitlines())
 USUAL = [("sm_90", "float32"), ("sm_90", "bfloat16")]  # without --every-target
@@ -108,11 +108,11 @@ def test_contracts(target, dtype, tmp_path, pytestconfig):
     full = ["full"] * (pytestconfig.getoption("every_target") and target in IN_FULL)
     for row in compile_kernels(tmp_path, "every_kernel", target, dtype, *full):
         kernel, kind = row["kernel"], row["kind"]
-        name = kernel + kind * kind.startswith(":")
+        name = kernel.removesuffix("_kernel") + kind * kind.startswith(":")
         registers[name] = max(registers[name], row["registers"])
         assert row["spills"] == 0, row
         assert row["scalar_spills"] == 0 or row["large"], row  # every masked access takes a pair of AMD's scalars there
-        assert row["shared"] <= SHARED.get(kernel, 0), row
+        assert row["shared"] <= SHARED.get(kernel, 0) * (1 + (dtype == "float64")), row
         assert row["narrow"] <= NARROW.get((kernel, kind), 0) or kind == "other" or dtype == "float64", row
         if kernel.startswith("srm_scan"):
             # a neuron a thread, in half the warps where a warp has 64; no division of float64 on NVIDIA goes without
