@@ -199,11 +199,13 @@ def launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Callable[
     yield from ((kind, launch) for kind, launches in kinds.items() for launch in launches)
 
 
-def every_kernel(target: str, dtype: str, in_full: bool) -> Iterator[dict]:
-    """A row for each kernel that is compiled, and for another grid."""
+def every_kernel(target: str, dtype: str, in_full: bool, brief: bool) -> Iterator[dict]:
+    """A row for each kernel that is compiled, and for another grid; in brief no more than one of a kind."""
     seen = set()
     pretend(target)
     for kind, launch in launches(getattr(torch, dtype), in_full):
+        if brief and (kind.endswith(",learn") or (kind == ":surrogate" and dtype != "float32")):
+            continue
         for name, kernel, grid in compile_launch(launch):
             if (kernel.hash, len(grid)) not in seen:
                 seen.add((kernel.hash, len(grid)))
@@ -349,7 +351,7 @@ def batch_norm_traffic(dtype: torch.dtype) -> Iterator[dict]:
 if __name__ == "__main__":
     subject, which, *options = sys.argv[1:]
     if subject == "every_kernel":
-        result = list(every_kernel(which, options[0], in_full="full" in options))
+        result = list(every_kernel(which, options[0], in_full="full" in options, brief="brief" in options))
     else:
         pretend("sm_90")
         dtype = getattr(torch, which)

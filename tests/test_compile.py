@@ -97,6 +97,9 @@ def compile_kernels(cache: Path, *arguments: str) -> Any:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every_dtype = metafunc.config.getoption("every_target") or metafunc.config.getoption("thorough")
+    if "any_dtype" in metafunc.fixturenames:
+        metafunc.parametrize("any_dtype", DTYPES if every_dtype else ("float32", "bfloat16"))
     if "target" in metafunc.fixturenames:
         every = [(target, dtype) for dtype in DTYPES for target in TARGETS if dtype != "float64" or target in FLOAT64]
         metafunc.parametrize(("target", "dtype"), every if metafunc.config.getoption("every_target") else USUAL)
@@ -105,8 +108,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_contracts(target, dtype, tmp_path, pytestconfig):
     limits = {kernel: int(numbers[TARGETS.index(target)]) for kernel, name, *numbers in ROWS if name == dtype}
     registers = dict.fromkeys(limits, 0)
-    full = ["full"] * (pytestconfig.getoption("every_target") and target in IN_FULL)
-    for row in compile_kernels(tmp_path, "every_kernel", target, dtype, *full):
+    every = pytestconfig.getoption("every_target")
+    extent = ["full"] * (target in IN_FULL) if every else ["brief"]
+    for row in compile_kernels(tmp_path, "every_kernel", target, dtype, *extent):
         kernel, kind = row["kernel"], row["kind"]
         name = kernel.removesuffix("_kernel") + kind * kind.startswith(":")
         registers[name] = max(registers[name], row["registers"])
@@ -119,13 +123,16 @@ def test_contracts(target, dtype, tmp_path, pytestconfig):
             assert row["threads"] == 128 and row["axes"] == 1, row
             assert row["fused"] == 0 or (":" in name and dtype == "float64" and target.startswith("sm")), row
     for name, limit in limits.items():
+        if not every and (name.endswith(",learn") or (name.endswith(":surrogate") and dtype != "float32")):
+            continue
         assert min(limit, 1) <= registers[name] <= limit, (name, registers[name])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_no_needless_compilation(dtype, tmp_path):
+def test_no_needless_compilation(any_dtype, tmp_path):
     """Over 1500 shapes, layouts, constants, states and outputs; version 0.1 compiled 38 kernels."""
-    counts = compile_kernels(tmp_path, "variants", dtype)
+    counts = compile_kernels(tmp_path, "variants", any_dtype)
     print(counts)
     assert counts.keys() == {"forward", *SRM_SCAN_RULES}
-    assert set(counts.values()) == {2 if dtype == "float64" else 4}  # chunks of 8 and 16; a trace, or learned constants
+    assert set(counts.values()) == {
+        2 if any_dtype == "float64" else 4
+    }  # chunks of 8 and 16; a trace, or learned constants
