@@ -3,7 +3,8 @@
 All loads of a chunk stand before the first use of one; the assembler may move some, but none behind the chunk's first
 result. The backward keeps nothing but the input current: it recomputes each chunk, last to first, from the state that
 the forward stored at the chunk's start. Neurons are counted in memory order without time, whatever their axes, so one
-compiled kernel serves every shape, layout and constant. Equations and names: `srm_triton/ops/srm_scan.py`.
+compiled kernel serves every shape, layout and constant (on AMD, of tensors on one side of 2 GB).
+Equations and names: `srm_triton/ops/srm_scan.py`.
 """
 
 import math
