@@ -292,7 +292,8 @@ def srm_scan_backward_kernel(
                 to_rise += tl.where(valid & (p != q), (p - q) * synapses[k], 0.0)
                 to_threshold -= tl.where(valid, w, 0.0)
             to_u, to_s, to_g = _select(valid, (p * membrane_decay, weight, time), (to_u, to_s, to_g))
-        if_first = (has_grad_initial > chunk) & (has_grad_initial != 0)  # behind the loop, `n` would fit in no register
+        # 1 > chunk in the first chunk; behind the loop, `n` would fit in no register
+        if_first = (has_grad_initial > chunk) & (has_grad_initial != 0)
         _store_state(grad_initial, n, neurons, if_first, (to_u, to_s, to_g))
         current -= CHUNK * stride_time
         grad_spikes -= CHUNK * grad_stride_time

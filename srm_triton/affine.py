@@ -214,14 +214,16 @@ def _spiking_affine(
         check_size("bias", bias, 0, len(weight), "channels of weight")
     rules = Rules.of(options)
     current, earlier = map_inputs(inputs, affine, (weight, bias), rules, 1 if batch_first else 0)
-    behind: dict[str, Any] = {
-        "rule": rules.name,
-        "output": rules.output,
-        "return_state": return_state,
-        "batch_first": batch_first,
-    }
-    behind |= {"return_state": return_state, "batch_first": batch_first}
-    return scan(current, earlier, check_parameters(parameters), state, **behind)
+    return scan(
+        current,
+        earlier,
+        check_parameters(parameters),
+        state,
+        rule=rules.name,
+        output=rules.output,
+        return_state=return_state,
+        batch_first=batch_first,
+    )
 
 
 def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
