@@ -19,6 +19,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.fixture(autouse=True)
+def the_same_random_numbers() -> None:
+    """Whatever ran before in the same worker."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def number_of_threads():
     before = torch.get_num_threads()

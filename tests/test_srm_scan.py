@@ -224,7 +224,7 @@ def test_event_gradients_are_those_of_spike_times(name, backend, device):
             step[index] = 1e-5
             moved = [times(*(v + sign * step if i == number else v for i, v in enumerate(learned))) for sign in (1, -1)]
             expected = -(moved[0] - moved[1]) / 2e-5
-            torch.testing.assert_close(gradient[index].cpu(), expected, rtol=2e-5, atol=1e-7)
+            torch.testing.assert_close(gradient[index].cpu(), expected, rtol=1e-7, atol=1e-9)
 
 
 def ties(current: Tensor, parameters: SRMParameters) -> Tensor:
@@ -319,14 +319,16 @@ def test_kernels_equal_the_reference_in_every_layout(shape, dtype, device):
         for backend in BACKENDS:
             with use_backend(backend):
                 traces[backend] = srm_trace(current, parameters, states[0], batch_first=time_axis == 1)
-        tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
         for backend in BACKENDS[1:]:
             assert all(map(torch.equal, traces[backend], traces["reference"])), (backend, name)
             for place, (result, expected) in enumerate(zip(results[backend], results["reference"], strict=True)):
                 assert result.stride() == expected.stride(), (backend, name)
-                if place in (0, 3, 4, 5) or backend == "native":  # spikes and states; C equals the reference in all
+                if (
+                    dtype == torch.bfloat16 and backend == "triton"
+                ):  # interpreted, it is rounded to one of two neighbours
+                    torch.testing.assert_close(result, expected, rtol=2**-7, atol=0)
+                else:
                     assert torch.equal(result, expected), (backend, name, place)
-                torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance / 100)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 6), (1, 1, 1)])
@@ -335,7 +337,7 @@ def test_a_gradient_with_strides_of_zero(shape, device):
     expected = run(current, grad.contiguous(), backend="reference")
     for backend in BACKENDS[1:]:
         for result, reference in zip(run(current, grad, backend=backend), expected, strict=True):
-            torch.testing.assert_close(result, reference, rtol=1e-12, atol=0)
+            assert torch.equal(result, reference)
 
 
 # State
@@ -371,7 +373,7 @@ def test_pieces_of_a_sequence_are_the_whole(pieces, rule, dtype, backend, device
         (whole * grad).sum().backward()
         results.append(([whole, *state, x.grad, earlier.grad], [constant.grad for constant in constants]))
     assert all(map(torch.equal, results[0][0], results[1][0])) and results[0][0][0].any()
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-6, atol=0)
 
 
 def test_a_detached_state_truncates(device):
