@@ -13,16 +13,7 @@ from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
 from srm_triton.denoise import Denoised, DenoisingState, DenoisingTrace, denoise_tv, tv_objective
 from srm_triton.initialization import calibrate_gain
-from srm_triton.layers import (
-    SpikeAvgPool2d,
-    SRMAffine,
-    SRMConv1d,
-    SRMConv2d,
-    SRMConv3d,
-    SRMLinear,
-    SRMRecurrent,
-    SRMRecurrentState,
-)
+from srm_triton.layers import SRMAffine, SRMConv1d, SRMConv2d, SRMConv3d, SRMLinear
 from srm_triton.losses import count_loss, predict, spike_counts
 from srm_triton.neuron import SRMNeuron
 from srm_triton.normalization import BatchNorm1d
@@ -30,6 +21,8 @@ from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.shrink import soft_threshold
 from srm_triton.ops.srm_scan import SRMTrace, srm_scan, srm_trace
 from srm_triton.parameters import SRMParameters, SRMState
+from srm_triton.pooling import SpikeAvgPool2d
+from srm_triton.recurrent import SRMRecurrent, SRMRecurrentState
 from srm_triton.regression import ConvergenceWarning, LinearRegression, MSEGradients, mse_gradients
 from srm_triton.resnet import ResNet18_2D, SpikingResNet18_2D
 from srm_triton.sparse_code import SparseRepresentation, SparseStatistics, sparse_encode, sparse_statistics

@@ -1,8 +1,7 @@
 """Spiking layers as `torch.nn` modules: an affine map and SRM neurons behind it; the mathematics is elsewhere."""
 
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +18,10 @@ from srm_triton.affine import (
     map_inputs,
     prepare_inputs,
 )
-from srm_triton.checks import check_number, check_option, check_same, check_size, check_sizes, check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable
-from srm_triton.kernels.layout import accumulator_dtype
+from srm_triton.checks import check_number, check_option, check_size, check_sizes, time_axes
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
-from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient
+from srm_triton.ops.srm_scan import Gradient, Surrogate
 from srm_triton.parameters import SRMParameters, SRMState
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -214,10 +211,16 @@ class WeightedLayer(SRMLayer):
         if "neuron" not in self._modules:  # torch's module calls it before the layer is complete
             return
         self.neuron.reset_parameters()
-        _initialise(self.weight, nn.init.normal_ if self.narrow else nn.init.orthogonal_)
+        self._initialise(self.weight, nn.init.normal_ if self.narrow else nn.init.orthogonal_)
         for vector, value in ((self.norm_weight, 1.0), (self.norm_bias, 0.0), (self.bias, 0.0)):
             if vector is not None:
                 nn.init.constant_(vector, value)
+
+    @staticmethod
+    def _initialise(weight: Tensor, rule: Any) -> None:
+        exact = torch.promote_types(weight.dtype, torch.float32)  # the decomposition knows no half precision
+        with torch.no_grad():
+            weight.copy_(rule(torch.empty_like(weight, dtype=exact)))
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer applies: raw, or normalised over each fan-in; what is 0, as pruned, stays 0."""
@@ -234,12 +237,6 @@ class WeightedLayer(SRMLayer):
         """Sizes and options, as the module prints them."""
         options = f"weight_norm={self.norm_weight is not None}, input_gradient={self.rules.input_gradient}"
         return f"{super().extra_repr()}, {options}"
-
-
-def _initialise(weight: Tensor, initialise: Any) -> None:
-    exact = torch.promote_types(weight.dtype, torch.float32)  # the decomposition knows no half precision
-    with torch.no_grad():
-        weight.copy_(initialise(torch.empty_like(weight, dtype=exact)))
 
 
 class SRMLinear(WeightedLayer, nn.Linear):  # type: ignore[misc]
@@ -424,180 +421,3 @@ class SRMConv3d(_SRMConvolution, nn.Conv3d):  # type: ignore[misc]
     """
 
     SPACE = ("depth", "height", "width")
-
-
-class SRMRecurrentState(NamedTuple):
-    """What an `SRMRecurrent` layer carries from one step to the next."""
-
-    neurons: SRMState
-    """State of the neurons, each [batch, out_features]."""
-    spikes: Tensor
-    """Spikes of the last step, [batch, out_features]."""
-
-    def detach(self) -> "SRMRecurrentState":
-        """The same state without its history."""
-        return SRMRecurrentState(self.neurons.detach(), self.spikes.detach())
-
-
-class SRMRecurrent(SRMLinear):
-    """A fully connected layer whose neurons also receive the layer's own spikes, a step later.
-
-        current[t] = W·inputs[t] + R·spikes[t − 1]
-
-    Both weights receive the weight path, inputs and spikes of the step before the time path (or, with the surrogate
-    gradient, the one path there is). R is normalised as W is, with `recurrent_norm_weight` 1/√out_features at first, so
-    that its rows begin with length 1. Time passes in a loop of single steps.
-
-    Args:
-        in_features: size of each input.
-        out_features: number of neurons.
-        parameters: constants of the neurons; None stands for `SRMParameters()`.
-        bias: whether the current has a learned bias.
-        weight_norm: as in `WeightedLayer`, for both weights.
-        eps: as in `WeightedLayer`.
-        device: of the parameters.
-        dtype: of the parameters.
-        **options: as in `SRMLayer`, but for ``output=True``.
-
-    Shape:
-        [batch, time, in_features] to [batch, time, out_features].
-
-    Raises:
-        TypeError: as `SRMLinear`, or for another state than `SRMRecurrentState`.
-        ValueError: as `SRMLinear`, or for ``output=True``, as it is not known at a step whether a neuron stays silent.
-
-    Example:
-        >>> layer = SRMRecurrent(6, 4)
-        >>> spikes, state = layer(torch.rand(2, 8, 6), return_state=True)
-        >>> spikes.shape, layer(torch.rand(2, 1, 6), state).shape
-        (torch.Size([2, 8, 4]), torch.Size([2, 1, 4]))
-    """
-
-    def __init__(self, in_features: int, out_features: int, *arguments: Any, **options: Any) -> None:
-        super().__init__(in_features, out_features, *arguments, **options)
-        if self.rules.output:
-            raise ValueError(
-                "output must be False for SRMRecurrent, got True; let an SRMLinear(…, output=True) follow it"
-            )
-        self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
-        self.recurrent_norm_weight = self.recurrent_norm_bias = None
-        if self.norm_weight is not None and out_features > 2:
-            self.recurrent_norm_weight = nn.Parameter(torch.empty_like(self.norm_weight))
-            self.recurrent_norm_bias = nn.Parameter(torch.empty_like(self.norm_weight))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As in the other layers, for both weights."""
-        super().reset_parameters()
-        if "recurrent_weight" not in self._parameters:
-            return
-        _initialise(self.recurrent_weight, nn.init.orthogonal_)
-        if self.recurrent_norm_weight is not None and self.recurrent_norm_bias is not None:
-            nn.init.constant_(self.recurrent_norm_weight, self.out_features**-0.5)
-            nn.init.zeros_(self.recurrent_norm_bias)
-
-    def effective_recurrent_weight(self) -> Tensor:
-        """The weight that the layer applies to its own spikes."""
-        return self._normalised("recurrent_weight", self.recurrent_norm_weight, self.recurrent_norm_bias)
-
-    def forward(self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False) -> Any:  # type: ignore[override]
-        """Returns spikes, and with `return_state` an `SRMRecurrentState`; arguments as in the other layers."""
-        time_axis = 1 if self.batch_first else 0
-        inputs, affine, tensors = self._map(inputs)
-        current, earlier = map_inputs(inputs, affine, tensors, self.rules, time_axis)
-        neurons, last = self._start(state, current.narrow(time_axis, 0, 0).sum(time_axis, keepdim=True))
-        recurrent = self.effective_recurrent_weight(), None
-        rules, spikes = replace(self.rules, input_gradient="time"), [current.narrow(time_axis, 0, 0)]
-        for t in range(current.shape[time_axis]):
-            x, times = current.narrow(time_axis, t, 1), None if earlier is None else earlier.narrow(time_axis, t, 1)
-            own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
-            times = own_times if times is None else times if own_times is None else times + own_times
-            last, neurons = self.neuron.scan(x + own, times, neurons, True)
-            spikes.append(last)
-        outputs = torch.cat(spikes, time_axis)
-        return (outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))) if return_state else outputs
-
-    def _start(self, state: Any, zeros: Tensor) -> tuple[SRMState, Tensor]:
-        """The state of the neurons, which the first step checks, and the last spikes, in the shape of `zeros`."""
-        shape = zeros.flatten(0, 1)
-        if state is None:
-            silent = torch.zeros_like(shape, dtype=accumulator_dtype(zeros.dtype))
-            return SRMState(silent, silent, silent), zeros
-        if not isinstance(state, SRMRecurrentState):
-            raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")
-        check_tensor("state.spikes", state.spikes, "[batch, out_features]")
-        check_same("state.spikes", state.spikes, "inputs", zeros)
-        if state.spikes.shape != shape.shape:
-            raise ValueError(f"state.spikes must have the shape {list(shape.shape)}, got {list(state.spikes.shape)}")
-        return state.neurons, state.spikes.unsqueeze(1 if self.batch_first else 0)
-
-
-class _ShareByActivity(Function):
-    @staticmethod
-    def forward(average: Tensor) -> Tensor:
-        return average.view_as(average)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable("SpikeAvgPool2d")
-    def backward(ctx: Any, saved: tuple[Tensor], grad: Tensor) -> Gradients:
-        (average,) = saved
-        return (torch.where(average == 0, 0, grad / average),)
-
-
-class SpikeAvgPool2d(nn.Module):
-    """Average pooling that keeps the sum of a window's gradients to spike times.
-
-    The forward is `torch.nn.functional.avg_pool2d`. With the event rule the backward divides the gradient by the output
-    (0 where that is 0), so that the spikes of a window share the whole of it instead of the fraction that a plain
-    average hands back. Source: the code of Zhu et al., NeurIPS 2022. With the surrogate gradient it is plain.
-
-    Args:
-        kernel_size: an int or a pair (height, width), as the two below.
-        stride: step of the window; None stands for `kernel_size`.
-        padding: zeros around the input.
-        gradient: ``"event"`` or ``"surrogate"``, as in the layers around it.
-
-    Shape:
-        [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
-        width.
-
-    Raises:
-        TypeError: for windows that are neither an int nor a pair.
-        ValueError: for inputs of another rank, or another `gradient`.
-
-    Example:
-        >>> SpikeAvgPool2d(2)(torch.ones(1, 3, 1, 4, 4)).shape
-        torch.Size([1, 3, 1, 2, 2])
-    """
-
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
-        padding: int | tuple[int, int] = 0,
-        *,
-        gradient: Gradient = "event",
-    ) -> None:
-        super().__init__()
-        self.kernel_size = check_sizes("kernel_size", kernel_size, 1)
-        self.stride = self.kernel_size if stride is None else check_sizes("stride", stride, 1)
-        self.padding = check_sizes("padding", padding, 0)
-        check_gradient(gradient, "arctan")
-        self.gradient = gradient
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Returns the averages of the windows."""
-        inputs = as_floats(inputs, torch.get_default_dtype())
-        check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
-        images = F.avg_pool2d(inputs.flatten(0, 1), self.kernel_size, self.stride, self.padding)
-        if self.gradient == "event":
-            images = _ShareByActivity.apply(images)
-        return images.unflatten(0, inputs.shape[:2])
-
-    def extra_repr(self) -> str:
-        """The window, as the module prints it."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, gradient={self.gradient}"

@@ -254,12 +254,39 @@ def check_parameters(parameters: SRMParameters | None) -> SRMParameters:
     return parameters
 
 
-def stack_state(state: SRMState) -> Tensor:
-    """The three tensors of a state as one, [3, batch, ...]."""
+def check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
+    """The three tensors of a state as one, [3, batch, ...], made for `current`.
+
+    Raises:
+        TypeError: for anything but an `SRMState` of the right dtype, or None.
+        ValueError: for another shape, device or layout.
+    """
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        raise TypeError(
+            "state must be an SRMState or None, got a Tensor; layers take no labels: those belong to the loss, and "
+            "silent output neurons learn in a layer made with output=True"
+        )
+    if not isinstance(state, tuple) or len(state) != 3 or not all(isinstance(part, Tensor) for part in state):
+        raise TypeError(f"state must be an SRMState of three tensors or None, got {type(state).__name__}")
+    dtype = accumulator_dtype(current.dtype)
+    shape = [*current.shape[:time_axis], *current.shape[time_axis + 1 :]]
+    for name, part in zip(SRMState._fields, state, strict=True):
+        if part.dtype != dtype:
+            raise TypeError(f"state.{name} must have the dtype {dtype} (current is {current.dtype}), got {part.dtype}")
+        if part.layout != torch.strided:
+            raise ValueError(f"state.{name} must be a dense tensor, got one of {part.layout}")
+        if list(part.shape) != shape:
+            raise ValueError(
+                f"state.{name} must have the shape {shape}, that of current without time, got {list(part.shape)}"
+            )
+        if part.device != current.device:
+            raise ValueError(f"state.{name} must be on the device of current, {current.device}, got {part.device}")
     return torch.stack(tuple(state))
 
 
 def unstack_state(state: Tensor) -> SRMState:
-    """The state that `stack_state` made one tensor of."""
+    """The state that `check_state` made one tensor of."""
     parts: Sequence[Tensor] = state.unbind(0)
     return SRMState(*parts)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option, check_size, check_tensor
 from srm_triton.functions import Function, once_differentiable
-from srm_triton.layers import SpikeAvgPool2d, SRMConv2d, SRMLinear
+from srm_triton.layers import SRMConv2d, SRMLinear
 from srm_triton.parameters import SRMParameters
+from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.sparse_code import SparseRepresentation
 from srm_triton.sparse_linear import SparseLinear
 

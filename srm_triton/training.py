@@ -23,8 +23,9 @@ from srm_triton.checks import check_number, check_option
 from srm_triton.data import LabelledImages, encode_direct
 from srm_triton.files import write_atomically
 from srm_triton.initialization import calibrate_gain
-from srm_triton.layers import SpikeAvgPool2d, SRMConv2d, SRMLayer, SRMLinear
+from srm_triton.layers import SRMConv2d, SRMLayer, SRMLinear
 from srm_triton.losses import count_loss, predict
+from srm_triton.pooling import SpikeAvgPool2d
 
 DataName = Literal["digits", "fashion-mnist"]
 ModelName = Literal["mlp", "conv"]

@@ -38,6 +38,7 @@ TESTS = (
     "test_sanitizer.py::test_the_scan_is_clean",
     "test_batch_norm.py",
     "test_srm_scan.py",
+    "test_parameters.py",
     "test_shrink.py",
     "test_properties.py",
     "test_affine.py",

@@ -1,4 +1,4 @@
-"""The modules: constants, state, weights and their normalisation, recurrence, pooling, checkpoints, the first gain."""
+"""The modules: constants, state, weights and their normalisation, checkpoints, the first gain."""
 
 import copy
 import pickle
@@ -240,82 +240,6 @@ def test_layers_hand_their_state_on(layer, shape):
             torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
-# Recurrence
-
-
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("options", [{}, {"gradient": "surrogate"}, {"weight_norm": False, "input_gradient": "value"}])
-def test_recurrent_layer_is_the_loop_written_out(options, batch_first):
-    """Each step an ordinary layer on inputs and the last spikes side by side: its two gradients are those here."""
-    torch.manual_seed(0)
-    layer = SRMRecurrent(4, 5, dtype=torch.float64, batch_first=batch_first, **options)
-    torch.nn.init.constant_(layer.norm_bias if layer.norm_bias is not None else layer.recurrent_weight, 0.4)
-    inputs = (2 * torch.rand(3, 9, 4, dtype=torch.float64)).requires_grad_()
-    spikes = layer(inputs if batch_first else inputs.transpose(0, 1))
-    spikes = spikes if batch_first else spikes.transpose(0, 1)
-    joined = torch.cat((layer.effective_weight(), layer.effective_recurrent_weight()), 1)
-    last, state, expected = torch.zeros(3, 1, 5, dtype=torch.float64), None, []
-    rules = {name: value for name, value in options.items() if name == "gradient"}
-    for x in inputs.split(1, 1):
-        both = torch.cat((x, last), 2)
-        last, state = srm_linear(both, joined, None, state, return_state=True, **rules)
-        expected.append(last)
-    expected = torch.cat(expected, 1)
-    assert torch.equal(spikes, expected) and 0.05 < spikes.mean() < 0.9
-    grad = torch.randn_like(spikes)
-    leaves = list(layer.parameters()) + ([] if "input_gradient" in options else [inputs])
-    for result, reference in zip(*(torch.autograd.grad(s, leaves, grad) for s in (spikes, expected)), strict=True):
-        torch.testing.assert_close(result, reference, rtol=1e-12, atol=1e-12)
-        assert result.any()
-
-
-def test_states_of_a_recurrent_layer():
-    layer = SRMRecurrent(4, 3)
-    outputs, state = layer(torch.rand(2, 0, 4), return_state=True)
-    assert outputs.shape == (2, 0, 3) and not any(part.any() for part in (*state.neurons, state.spikes))
-    _, state = layer(torch.rand(2, 5, 4), return_state=True)
-    assert state.spikes.requires_grad and not state.detach().spikes.requires_grad
-    layer(torch.rand(2, 5, 4), state.detach()).sum().backward()
-    for other, error, message in (
-        (
-            state._replace(spikes=torch.zeros(3, 3)),
-            ValueError,
-            r"state.spikes must have the shape \[2, 3\], got \[3, 3\]",
-        ),
-        (state._replace(spikes=torch.zeros(2, 3).double()), TypeError, "state.spikes must have the dtype of inputs"),
-        (state._replace(spikes=None), TypeError, r"state.spikes must be a torch\.Tensor, got NoneType"),
-        (state._replace(neurons=SRMState(*[torch.zeros(3, 3)] * 3)), ValueError, "state.membrane must have the shape"),
-    ):
-        with pytest.raises(error, match=message):
-            layer(torch.rand(2, 5, 4), other)
-
-
-def test_recurrent_layer_without_recurrence_is_a_linear_one():
-    torch.manual_seed(0)
-    recurrent, linear = SRMRecurrent(4, 5), SRMLinear(4, 5)
-    linear.load_state_dict(recurrent.state_dict(), strict=False)
-    torch.nn.init.zeros_(recurrent.recurrent_norm_weight)
-    inputs = torch.rand(2, 9, 4)
-    assert torch.equal(recurrent(inputs), linear(inputs))
-    rows = recurrent.recurrent_weight.detach()
-    torch.testing.assert_close(rows @ rows.t(), torch.eye(5), atol=1e-5, rtol=0)
-
-
-def test_recurrent_layer_learns_what_needs_a_memory():
-    """Which of two inputs came first, asked for when both are long gone."""
-    torch.manual_seed(0)
-    model = nn.Sequential(SRMRecurrent(2, 40, gradient="surrogate"), SRMLinear(40, 2, gradient="surrogate"))
-    labels = torch.arange(64) % 2
-    inputs = torch.zeros(64, 16, 2)
-    inputs[torch.arange(64), 1, labels] = inputs[torch.arange(64), 4, 1 - labels] = 3.0
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs)[:, 8:].sum(1), labels).backward()
-        optimizer.step()
-    assert (model(inputs)[:, 8:].sum(1).argmax(1) == labels).all()
-
-
 # Weights
 
 
@@ -380,40 +304,6 @@ def test_same_padding_is_that_of_torch(kernel, dilation):
     assert torch.equal(spikes, srm_scan(current.unflatten(0, (2, 4))))
     spikes.sum().backward()
     assert images.grad.shape == images.shape
-
-
-def test_pooling_hands_each_window_the_whole_gradient():
-    spikes = (torch.rand(2, 3, 4, 6, 6) < 0.3).float().requires_grad_()
-    pooled = SpikeAvgPool2d(2)(spikes)
-    assert torch.equal(pooled, F.avg_pool2d(spikes.flatten(0, 1), 2).unflatten(0, (2, 3)))
-    grad = torch.randn_like(pooled)
-    pooled.backward(grad)
-    expected = grad / (4 * pooled)
-    expected[pooled == 0] = 0
-    torch.testing.assert_close(spikes.grad, expected.repeat_interleave(2, -1).repeat_interleave(2, -2))
-    kept = F.avg_pool2d((spikes.grad * spikes).flatten(0, 1), 2).unflatten(0, (2, 3)) * 4
-    torch.testing.assert_close(kept, torch.where(pooled == 0, 0, grad))
-
-
-def test_pooling_under_the_surrogate_gradient_is_plain():
-    spikes = (torch.rand(2, 3, 4, 6, 6) < 0.3).float().requires_grad_()
-    pooled = SpikeAvgPool2d(2, gradient="surrogate")(spikes)
-    grad = torch.randn_like(pooled)
-    (expected,) = torch.autograd.grad(F.avg_pool2d(spikes.flatten(0, 1), 2), spikes, grad.flatten(0, 1))
-    assert torch.equal(torch.autograd.grad(pooled, spikes, grad)[0], expected)
-
-
-def test_pooling_refuses_second_derivatives():
-    spikes = torch.ones(1, 1, 1, 2, 2, requires_grad=True)
-    (first,) = torch.autograd.grad(SpikeAvgPool2d(2)(spikes).square().sum(), spikes, create_graph=True)
-    with pytest.raises(RuntimeError, match="SpikeAvgPool2d cannot be differentiated twice"):
-        first.sum().backward()
-
-
-def test_overlapping_pooling_windows_add_up():
-    spikes = torch.ones(1, 1, 1, 1, 3, requires_grad=True)
-    SpikeAvgPool2d((1, 2), stride=1)(spikes).sum().backward()
-    assert spikes.grad.flatten().tolist() == [0.5, 1.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from srm_triton.checks import check_option, check_tensor, time_axes
 from srm_triton.functions import Function, Gradients, custom_op, fake_of, once_differentiable, transforms_active
 from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
-from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, stack_state, unstack_state
+from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, check_state, unstack_state
 
 _LEARNED = 0, 3, 4  # rows of a_m, 1/τ_s and θ in the constants
 
@@ -172,7 +172,7 @@ def _scan(
         steps = list(_steps(*_prepare(current, constants, initial, time_axis)))
         spikes.copy_(torch.stack([step.spike for step in steps], time_axis))
         if final.numel():
-            final.copy_(stack_state(steps[-1].state))
+            final.copy_(torch.stack(tuple(steps[-1].state)))
         if events.numel():
             events.copy_(_reference_events(steps))
     return outputs
@@ -586,30 +586,4 @@ def _check(
             f"{name} must hold one value or one for each of {channels} channels (axis 2 of current), "
             f"got {getattr(parameters, name).numel()}"
         )
-    return _check_state(state, current, time_axis), constants, time_axis
-
-
-def _check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        raise TypeError(
-            "state must be an SRMState or None, got a Tensor; layers take no labels: those belong to the loss, and "
-            "silent output neurons learn in a layer made with output=True"
-        )
-    if not isinstance(state, tuple) or len(state) != 3 or not all(isinstance(part, Tensor) for part in state):
-        raise TypeError(f"state must be an SRMState of three tensors or None, got {type(state).__name__}")
-    dtype = accumulator_dtype(current.dtype)
-    shape = [*current.shape[:time_axis], *current.shape[time_axis + 1 :]]
-    for name, part in zip(SRMState._fields, state, strict=True):
-        if part.dtype != dtype:
-            raise TypeError(f"state.{name} must have the dtype {dtype} (current is {current.dtype}), got {part.dtype}")
-        if part.layout != torch.strided:
-            raise ValueError(f"state.{name} must be a dense tensor, got one of {part.layout}")
-        if list(part.shape) != shape:
-            raise ValueError(
-                f"state.{name} must have the shape {shape}, that of current without time, got {list(part.shape)}"
-            )
-        if part.device != current.device:
-            raise ValueError(f"state.{name} must be on the device of current, {current.device}, got {part.device}")
-    return stack_state(SRMState(*state))
+    return check_state(state, current, time_axis), constants, time_axis

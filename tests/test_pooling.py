@@ -1,0 +1,41 @@
+"""Average pooling of spikes: the values are those of PyTorch, the gradients of a window its whole one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from srm_triton import SpikeAvgPool2d
+
+
+def test_pooling_hands_each_window_the_whole_gradient():
+    spikes = (torch.rand(2, 3, 4, 6, 6) < 0.3).float().requires_grad_()
+    pooled = SpikeAvgPool2d(2)(spikes)
+    assert torch.equal(pooled, F.avg_pool2d(spikes.flatten(0, 1), 2).unflatten(0, (2, 3)))
+    grad = torch.randn_like(pooled)
+    pooled.backward(grad)
+    expected = grad / (4 * pooled)
+    expected[pooled == 0] = 0
+    torch.testing.assert_close(spikes.grad, expected.repeat_interleave(2, -1).repeat_interleave(2, -2))
+    kept = F.avg_pool2d((spikes.grad * spikes).flatten(0, 1), 2).unflatten(0, (2, 3)) * 4
+    torch.testing.assert_close(kept, torch.where(pooled == 0, 0, grad))
+
+
+def test_pooling_under_the_surrogate_gradient_is_plain():
+    spikes = (torch.rand(2, 3, 4, 6, 6) < 0.3).float().requires_grad_()
+    pooled = SpikeAvgPool2d(2, gradient="surrogate")(spikes)
+    grad = torch.randn_like(pooled)
+    (expected,) = torch.autograd.grad(F.avg_pool2d(spikes.flatten(0, 1), 2), spikes, grad.flatten(0, 1))
+    assert torch.equal(torch.autograd.grad(pooled, spikes, grad)[0], expected)
+
+
+def test_pooling_refuses_second_derivatives():
+    spikes = torch.ones(1, 1, 1, 2, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(SpikeAvgPool2d(2)(spikes).square().sum(), spikes, create_graph=True)
+    with pytest.raises(RuntimeError, match="SpikeAvgPool2d cannot be differentiated twice"):
+        first.sum().backward()
+
+
+def test_overlapping_pooling_windows_add_up():
+    spikes = torch.ones(1, 1, 1, 1, 3, requires_grad=True)
+    SpikeAvgPool2d((1, 2), stride=1)(spikes).sum().backward()
+    assert spikes.grad.flatten().tolist() == [0.5, 1.0, 0.5]
