@@ -12,7 +12,7 @@ if importlib.util.find_spec("srm_triton.kernels") is None:  # an installation ma
 from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
 from srm_triton.denoise import Denoised, DenoisingState, DenoisingTrace, denoise_tv, tv_objective
-from srm_triton.initialization import calibrate_gain
+from srm_triton.initialization import calibrate_gain, time_constants
 from srm_triton.layers import SRMAffine, SRMConv1d, SRMConv2d, SRMConv3d, SRMLinear
 from srm_triton.losses import count_loss, predict, spike_counts
 from srm_triton.neuron import SRMNeuron
@@ -67,6 +67,7 @@ __all__ = [
     "srm_linear",
     "srm_scan",
     "srm_trace",
+    "time_constants",
     "tv_objective",
     "use_backend",
 ]

@@ -104,9 +104,25 @@ class SRMLayer(nn.Module):
             state: what the neurons begin with, each tensor as the spikes without time; None for 0.
             return_state: whether to return the state too.
         """
+        return self.fire(*self._currents(inputs), state, return_state)
+
+    def current(self, inputs: Tensor) -> Tensor:
+        """The input current of the neurons, W·inputs + b, in the shape of the spikes."""
+        return self._currents(inputs)[0]
+
+    def fire(
+        self,
+        current: Tensor,
+        earlier: Tensor | None = None,
+        state: SRMState | None = None,
+        return_state: bool = False,
+    ) -> Any:
+        """What `forward` returns for this current; `earlier`, in its shape, receives the time path."""
+        return self.neuron.fire(current, earlier, state, return_state)
+
+    def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs, affine, tensors = self._map(inputs)
-        current, earlier = map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
-        return self.neuron.scan(current, earlier, state, return_state)
+        return map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
 
 
 class SRMAffine(SRMLayer):

@@ -166,9 +166,15 @@ class SRMNeuron(nn.Module):
 
     def forward(self, current: Tensor, state: SRMState | None = None, *, return_state: bool = False) -> Any:
         """Returns the spikes of `srm_scan`, and with `return_state` the state after the last step."""
-        return self.scan(current, None, state, return_state)
+        return self.fire(current, None, state, return_state)
 
-    def scan(self, current: Tensor, earlier: Tensor | None, state: SRMState | None, return_state: bool) -> Any:
+    def fire(
+        self,
+        current: Tensor,
+        earlier: Tensor | None = None,
+        state: SRMState | None = None,
+        return_state: bool = False,
+    ) -> Any:
         """`forward` for layers; `earlier`, in the shape of the current, receives the time path."""
         return scan(
             current,

@@ -87,11 +87,15 @@ class SRMRecurrent(SRMLinear):
         """The weight that the layer applies to its own spikes."""
         return self._normalised("recurrent_weight", self.recurrent_norm_weight, self.recurrent_norm_bias)
 
-    def forward(self, inputs: Tensor, state: SRMRecurrentState | None = None, *, return_state: bool = False) -> Any:  # type: ignore[override]
-        """Returns spikes, and with `return_state` an `SRMRecurrentState`; arguments as in the other layers."""
+    def fire(
+        self,
+        current: Tensor,
+        earlier: Tensor | None = None,
+        state: SRMRecurrentState | None = None,  # type: ignore[override]
+        return_state: bool = False,
+    ) -> Any:
+        """As in the other layers, but for the state, an `SRMRecurrentState`; adds the current of the own spikes."""
         time_axis = 1 if self.batch_first else 0
-        inputs, affine, tensors = self._map(inputs)
-        current, earlier = map_inputs(inputs, affine, tensors, self.rules, time_axis)
         neurons, last = self._start(state, current.narrow(time_axis, 0, 0).sum(time_axis, keepdim=True))
         recurrent = self.effective_recurrent_weight(), None
         rules, spikes = replace(self.rules, input_gradient="time"), [current.narrow(time_axis, 0, 0)]
@@ -99,7 +103,7 @@ class SRMRecurrent(SRMLinear):
             x, times = current.narrow(time_axis, t, 1), None if earlier is None else earlier.narrow(time_axis, t, 1)
             own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
             times = own_times if times is None else times if own_times is None else times + own_times
-            last, neurons = self.neuron.scan(x + own, times, neurons, True)
+            last, neurons = self.neuron.fire(x + own, times, neurons, True)
             spikes.append(last)
         outputs = torch.cat(spikes, time_axis)
         return (outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))) if return_state else outputs

@@ -22,7 +22,6 @@ from srm_triton import (
     SRMParameters,
     SRMRecurrent,
     SRMState,
-    calibrate_gain,
     srm_conv2d,
     srm_linear,
     srm_scan,
@@ -379,25 +378,6 @@ def test_checkpoints_copies_and_pickles(tmp_path):
         assert torch.equal(same(inputs), expected)
 
 
-def test_calibration_keeps_a_deep_network_alive():
-    torch.manual_seed(0)
-    model = nn.Sequential(SRMConv2d(1, 8, 3), nn.Flatten(2), *[SRMLinear(288 if i == 0 else 64, 64) for i in range(6)])
-    inputs = 0.1 * torch.rand(16, 9, 1, 8, 8)
-    before = [layer.norm_weight.clone() for layer in model if hasattr(layer, "norm_weight")]
-    rates = calibrate_gain(model, inputs, spikes_per_neuron=1.5)
-    assert list(rates) == ["0", "2", "3", "4", "5", "6", "7"]
-    layer_inputs = inputs
-    for name, layer in model.named_children():
-        layer_inputs = layer(layer_inputs)
-        if name in rates:
-            rate = layer_inputs[:, 6:].mean().item()
-            assert rates[name] == pytest.approx(rate)
-            assert 0.8 * 1.5 / 9 < rate < 1.2 * 1.5 / 9
-            assert not layer._forward_pre_hooks
-    after = [layer.norm_weight for layer in model if hasattr(layer, "norm_weight")]
-    assert all(not torch.equal(a, b) and a.requires_grad for a, b in zip(after, before, strict=True))
-
-
 class TestBadInput:
     def test_layers(self):
         cases = [
@@ -474,23 +454,3 @@ class TestBadInput:
         for layer in (SRMNeuron, lambda p: SRMLinear(2, 2, p), lambda p: SRMConv2d(1, 1, 2, parameters=p)):
             with pytest.raises(TypeError, match="parameters must be SRMParameters or None, got float"):
                 layer(5.0)
-
-    def test_calibration(self):
-        torch.manual_seed(0)
-        inputs = torch.rand(2, 6, 4)
-        with pytest.raises(ValueError, match="model must contain a spiking layer with a normalised weight"):
-            calibrate_gain(nn.Sequential(SRMLinear(4, 4, weight_norm=False)), inputs)
-        layer = SRMLinear(4, 4)
-        reach = "spikes_per_neuron must be within reach of layer '', .* in 6 steps at 0.05 to 500 times its gain, got "
-        for arguments, message in (
-            ((inputs, 0), "spikes_per_neuron must be finite and > 0, got 0"),
-            ((0 * inputs, 1), f"{reach}1"),
-            ((inputs, 7), f"{reach}7"),
-            ((1e6 * inputs, 0.01), f"{reach}0.01"),
-            ((inputs[:0], 1), r"inputs of layer '' must not be empty, got the shape \[0, 6, 4\]"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                calibrate_gain(layer, arguments[0], spikes_per_neuron=arguments[1])
-            assert torch.equal(layer.norm_weight, torch.ones(4)) and not layer._forward_pre_hooks
-        with pytest.raises(ValueError, match=r"layer .0. runs twice in the model; one gain cannot suit both"):
-            calibrate_gain(nn.Sequential(layer, layer), inputs, spikes_per_neuron=0.1)
