@@ -285,6 +285,7 @@ def test_files_that_are_no_numpy_archives(tmp_path):
     contents = {
         "cut": whole[: len(whole) // 2],
         "flipped": damaged(whole, place),
+        "method": damaged(whole, whole.index(b"PK\x01\x02") + 10),
         "text": b"x_train",
         "empty": b"",
         "single": single.getvalue(),
@@ -389,6 +390,7 @@ def test_coloured_and_grey_images(tmp_path):
     write_image(tmp_path / "test/b/1.png", content=png([[0, 255]]))
     data = load_image_folder(tmp_path)
     assert (data.train_images * 255).round().long().tolist() == [[[[1, 4]], [[2, 5]], [[3, 6]]], [[[7, 8]]] * 3]
+    assert data.train_images[1, 0, 0, 0].item() == pytest.approx(7 / 255, rel=1e-6)
     assert (data.test_images * 255).round().long().tolist() == [[[[9, 10]]] * 3, [[[0, 255]]] * 3]
 
 
@@ -458,11 +460,11 @@ def test_image_folders_of_other_content(tmp_path, monkeypatch):
 
 
 def test_shares_of_a_split():
-    """By hand: of 7, 2, 1 samples 5 are 3.5, 1, 0.5; the last one goes to the first class, as the third has but one."""
-    labels = torch.tensor([5] * 7 + [0] * 2 + [9], dtype=torch.uint8)
-    kept, chosen = stratified_split(labels, 5, seed=3)
-    assert Counter(labels[chosen].tolist()) == {5: 4, 0: 1}
-    assert sorted(kept.tolist() + chosen.tolist()) == list(range(10))
+    """By hand: 7 of 12 are 3.5 of 6, 2.92 of 5, 0.58 of 1; one more for 5 and, as the single one must stay, for 6."""
+    labels = torch.tensor([9] + [5] * 6 + [0] * 5, dtype=torch.uint8)
+    kept, chosen = stratified_split(labels, 7, seed=3)
+    assert Counter(labels[chosen].tolist()) == {5: 4, 0: 3}
+    assert sorted(kept.tolist() + chosen.tolist()) == list(range(12))
     assert kept.tolist() == sorted(kept.tolist()) and chosen.tolist() == sorted(chosen.tolist())
     many = torch.arange(1000, dtype=torch.int16) % 10
     kept, chosen = stratified_split(many, 305)

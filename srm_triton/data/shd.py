@@ -72,8 +72,9 @@ class SHD(Dataset[tuple[Any, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        index = range(len(self))[index]
         with self._file() as file:
-            seconds, units = (file[name][range(len(self))[index]] for name in (_TIMES, _UNITS))
+            seconds, units = file[_TIMES][index], file[_UNITS][index]
         if seconds.shape != units.shape or seconds.dtype.kind != "f" or units.dtype.kind not in "iu":
             raise DataError(
                 f"{self.path}: expected as many times (floating point) as units (integers) in sample {index}, "
@@ -99,5 +100,5 @@ class SHD(Dataset[tuple[Any, int]]):
                 yield file
         except DataError:
             raise
-        except (OSError, ValueError, AttributeError) as error:
+        except Exception as error:  # h5py names no set of exceptions
             raise DataError(f"{self.path}: expected an HDF5 file, found a damaged or foreign one ({error})") from error
