@@ -60,7 +60,7 @@ def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: in
 
     Args:
         network: a trained classifier.
-        image: [height, width], on the network's device.
+        image: [height, width] or [channels, height, width], on the network's device.
         label: its class.
         steps: number of time steps T.
         path: the PNG file to write.
@@ -78,7 +78,8 @@ def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: in
     above, below = cast("Any", figure.subfigures(2, 1, height_ratios=(1.1, 1)))
     above.suptitle(f"A test sample of class {label}, taken for class {prediction}")
     input_axes, *rasters = above.subplots(1, 1 + len(layers))
-    input_axes.imshow(image.cpu().numpy(), cmap="gray_r")
+    pixels = image if image.dim() == 2 else image.movedim(0, 2)
+    input_axes.imshow(pixels.cpu().numpy(), cmap="gray_r")
     input_axes.set(title="input, the same at every step", xlabel="column", ylabel="row")
     for axes, (name, spikes) in zip(rasters, layers.items(), strict=True):
         _draw_raster(axes, name, spikes[0].flatten(1).cpu())

@@ -131,7 +131,7 @@ class SpikingClassifier(nn.Module):
         output: the output layer.
 
     Shape:
-        [batch, time, height, width] to [batch, time, classes].
+        [batch, time, height, width], or with channels before the height, to [batch, time, classes].
     """
 
     def __init__(self, hidden: nn.Sequential, output: SRMLinear) -> None:
@@ -154,15 +154,21 @@ class SpikingClassifier(nn.Module):
         return spikes
 
 
-def build_network(config: TrainingConfig, image_size: tuple[int, int], classes: int) -> SpikingClassifier:
+def build_network(config: TrainingConfig, image_size: tuple[int, ...], classes: int) -> SpikingClassifier:
     """Builds the network of a configuration on the CPU; its weights depend on the seed alone.
+
+    Args:
+        config: the configuration.
+        image_size: (height, width) or (channels, height, width).
+        classes: number of classes.
 
     Raises:
         ValueError: if the images are too small for the convolutions' pooling.
     """
-    height, width = image_size
+    *channels_of_image, height, width = image_size
+    image_channels = math.prod(channels_of_image)
     scale = 2 ** len(config.hidden) if config.model == "conv" else 1
-    if min(image_size) < scale:
+    if min(height, width) < scale:
         raise ValueError(f"hidden must have fewer layers: each halves the image of {height} by {width} pixels")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     positions = (height // scale) * (width // scale)
@@ -170,12 +176,13 @@ def build_network(config: TrainingConfig, image_size: tuple[int, int], classes: 
         torch.default_generator.manual_seed(config.seed)
         if config.model == "mlp":
             layers["flatten"] = nn.Flatten(2)
-            for number, (inputs, size) in enumerate(pairwise((positions, *config.hidden)), 1):
+            for number, (inputs, size) in enumerate(pairwise((image_channels * positions, *config.hidden)), 1):
                 layers[f"hidden {number}"] = SRMLinear(inputs, size)
             inputs = config.hidden[-1]
         else:
-            layers["channel"] = nn.Unflatten(2, (1, -1))
-            for number, (channels, size) in enumerate(pairwise((1, *config.hidden)), 1):
+            if not channels_of_image:
+                layers["channel"] = nn.Unflatten(2, (1, -1))
+            for number, (channels, size) in enumerate(pairwise((image_channels, *config.hidden)), 1):
                 layers[f"conv {number}"] = SRMConv2d(channels, size, 3, padding="same")
                 layers[f"pool {number}"] = SpikeAvgPool2d(2)
             layers["flatten"] = nn.Flatten(2)
@@ -283,8 +290,7 @@ class TrainingRun:
         self.device = device
         self.data = data.to(device)
         self.data_checksum = data.checksum()
-        height, width = data.train_images.shape[1:]
-        self.network = build_network(config, (height, width), data.classes).to(device)
+        self.network = build_network(config, data.train_images.shape[1:], data.classes).to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate)
         steps = config.epochs * self.batches
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
