@@ -1,4 +1,4 @@
-"""Data sets of the demonstration, and how an image becomes input to spiking layers."""
+"""Data sets of the demonstration."""
 
 import gzip
 import math
@@ -131,28 +131,6 @@ def read_idx(path: Path, magic: int) -> Tensor:
     if 0 in shape:
         raise DataError(f"{path}: expected at least one sample and pixel, found the shape {shape}")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)
-
-
-def encode_direct(images: Tensor, steps: int) -> Tensor:
-    """Direct encoding: the pixel's value is the constant input of every step.
-
-    Args:
-        images: [batch, ...].
-        steps: number of time steps, ≥ 1.
-
-    Returns:
-        [batch, time, ...], a view of `images`.
-
-    Raises:
-        ValueError: if `steps` is below 1.
-
-    Example:
-        >>> encode_direct(torch.rand(2, 8, 8), steps=5).shape
-        torch.Size([2, 5, 8, 8])
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    return images[:, None].expand(-1, steps, *images.shape[1:])
 
 
 def _read_samples(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:

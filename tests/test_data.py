@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srm_triton.data import DataError, encode_direct, load_digits, load_fashion_mnist, read_idx
+from srm_triton.data import DataError, load_digits, load_fashion_mnist, read_idx
 
 NAMES = {
     "train-images-idx3-ubyte": 0x803,
@@ -103,12 +103,3 @@ def test_images_and_labels_that_do_not_belong_together(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(0x803, (12, 8, 8), bytes(768)))
     with pytest.raises(DataError, match="expected images of 28 by 28 pixels, found 8 by 8"):
         load_fashion_mnist(tmp_path)
-
-
-def test_direct_encoding_repeats_without_a_copy():
-    images = torch.rand(3, 8, 8)
-    inputs = encode_direct(images, 5)
-    assert inputs.shape == (3, 5, 8, 8) and inputs.stride(1) == 0
-    assert torch.equal(inputs[:, 4], images)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        encode_direct(images, 0)
