@@ -39,16 +39,17 @@ def test_equals_the_recursion(name, backend, device):
         fresh = srm_membrane(leaf, parameters)
         continued, last = srm_membrane(leaf, parameters, state, return_state=True)
         (gradient,) = torch.autograd.grad(fresh, leaf, weights.to(device))
+    current, fresh, continued = current.detach(), fresh.detach(), continued.detach()
     response, _ = membrane_by_hand(torch.eye(30)[0], tau_m, tau_s)
     for sample in range(2):
         for neuron in range(3):
-            x, u, s = current[sample, :, neuron], *(float(part[sample, neuron]) for part in state[:2])
+            x, u, s = current[sample, :, neuron], *(part[sample, neuron].item() for part in state[:2])
             expected, _ = membrane_by_hand(x, tau_m, tau_s)
             assert fresh[sample, :, neuron].tolist() == pytest.approx(expected, rel=1e-13, abs=1e-13)
             expected, left = membrane_by_hand(x, tau_m, tau_s, u, s)
             assert continued[sample, :, neuron].tolist() == pytest.approx(expected, rel=1e-13, abs=1e-13)
-            assert float(last.membrane[sample, neuron]) == pytest.approx(expected[-1], rel=1e-13, abs=1e-13)
-            assert float(last.synapse[sample, neuron]) == pytest.approx(left, rel=1e-13, abs=1e-13)
+            assert last.membrane[sample, neuron].item() == pytest.approx(expected[-1], rel=1e-13, abs=1e-13)
+            assert last.synapse[sample, neuron].item() == pytest.approx(left, rel=1e-13, abs=1e-13)
             w = weights[sample, :, neuron].tolist()
             expected = [sum(w[t] * response[t - i] for t in range(i, 30)) for i in range(30)]
             assert gradient[sample, :, neuron].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -116,6 +117,7 @@ def test_what_is_not_finite_stays_where_it_is():
     assert torch.equal(result.nan_to_num(0), expected * ~result.isnan())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_transforms_and_compilation(device):
     current = random(4, 2, 6, 3).to(device)
     assert torch.equal(torch.vmap(srm_membrane)(current), torch.stack([srm_membrane(one) for one in current]))

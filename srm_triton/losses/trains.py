@@ -42,8 +42,8 @@ def first_spike_cross_entropy(
         >>> spikes = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]], requires_grad=True)
         >>> first_spike_cross_entropy(spikes, torch.tensor([0])).backward()
         >>> spikes.grad  # the labelled neuron's first spike should be earlier, the other's later
-        tensor([[[ 0.0000,  1.2449],
-                 [-1.2449,  0.0000]]])
+        tensor([[[ 0.0000,  1.4621],
+                 [-1.4621,  0.0000]]])
     """
     check_number("scale", scale, 0, above=True)
     check_number("silent", silent, -1e6)
@@ -52,7 +52,7 @@ def first_spike_cross_entropy(
     fired = spikes.detach() != 0
     until = fired.cumsum(1)
     times = (until == 0).sum(1)  # T for silent neurons
-    values = torch.where(times < steps, (steps - times) * scale, silent)
+    values = torch.where(times < steps, (steps - times).to(spikes.dtype) * scale, silent)
     waits = mark_labels(labels, spikes.shape[2]) & (times == steps)
     receives = (fired & (until == 1)) | waits[:, None]
     strength = torch.where(receives, spikes, 0).sum(1) * (steps * scale)
