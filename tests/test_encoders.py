@@ -53,7 +53,9 @@ def test_latencies_of_images_in_half_precision():
     images = torch.rand(3, 1, 4, 4).half()
     spikes = encode_latency(images, 9)
     assert spikes.shape == (3, 9, 1, 4, 4) and spikes.dtype == torch.float16
-    assert torch.equal(spikes, encode_latency(images.float(), 9).half())
+    for spacing in ("linear", "logarithmic"):
+        spikes = encode_latency(images, 900, spacing=spacing)
+        assert torch.equal(spikes, encode_latency(images.float(), 900, spacing=spacing).half())
 
 
 def test_bad_input():
