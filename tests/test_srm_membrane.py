@@ -179,6 +179,11 @@ def test_bad_input():
         (lambda: layer(current, current), TypeError, "state must be an SRMState or None, got a Tensor"),
         (lambda: layer(current, return_state=None), ValueError, "return_state must be one of"),
         (lambda: srm_membrane(current, constants), ValueError, "tau_m must hold one value or one for each of 3"),
+        (
+            lambda: srm_membrane(current, SRMParameters(torch.tensor(2.0).requires_grad_())),
+            ValueError,
+            "must not require",
+        ),
         (lambda: srm_membrane(current.long()), TypeError, "current must have one of the dtypes"),
     ]
     for call, error, message in cases:

@@ -52,7 +52,6 @@ def srm_membrane(
     Args:
         current: input current, [batch, time, channels, ...], as `srm_scan` takes it.
         parameters: constants of the neurons, of which `tau_m` and `tau_s` matter; None stands for `SRMParameters()`.
-            They receive no gradient.
         state: what the neurons begin with, as `srm_scan` takes it; None for 0. Its gradient trace is not looked at.
         return_state: whether to return the state after the last step too, its gradient trace 0.
         batch_first: False for [time, batch, channels, ...].
@@ -63,7 +62,7 @@ def srm_membrane(
 
     Raises:
         TypeError: as `srm_scan`.
-        ValueError: as `srm_scan`.
+        ValueError: as `srm_scan`, and for constants that require a gradient.
 
     Example:
         >>> srm_membrane(torch.tensor([[1.0, 1.0, 1.0]]))
@@ -72,7 +71,9 @@ def srm_membrane(
     for name, flag in (("return_state", return_state), ("batch_first", batch_first)):
         check_option(name, flag, (False, True))
     _, constants, time_axis = check_scan(current, check_parameters(parameters), state, batch_first)
-    rows = list(constants.detach().unbind(0))
+    if constants.requires_grad:
+        raise ValueError("parameters must not require a gradient, which srm_membrane does not hand on to them")
+    rows = list(constants.unbind(0))
     rows[_THRESHOLD] = torch.full_like(rows[_THRESHOLD], torch.inf)
     x = current.movedim(time_axis, 1).to(constants.dtype)
     steps = x.shape[1]
