@@ -121,28 +121,28 @@ def check_sizes(name: str, value: Any, smallest: int, axes: tuple[str, ...] = ("
     return tuple(sizes)
 
 
-def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> None:
-    """Checks that `labels` are int64 [batch], in 0 … classes − 1, on the device of `reference`.
+def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> Tensor:
+    """Checks that `labels` are integers [batch], in 0 … classes − 1, on the device of `reference`, and returns int64.
 
-    On a GPU, in compiled code and within transforms of `torch.func`, the range is left to `mark_labels`.
+    On a GPU, in compiled code and within transforms of `torch.func`, the range is left to what indexes by them.
 
     Raises:
-        TypeError: for anything but an int64 tensor.
+        TypeError: for anything but a tensor of integers.
         ValueError: for another shape or device, or a label out of range.
     """
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an int64 tensor, got {kind}")
+    dtype = labels.dtype if isinstance(labels, Tensor) else None
+    if dtype is None or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
+        raise TypeError(f"labels must be a tensor of integers, got {dtype or type(labels).__name__}")
     if labels.shape != (batch,):
         raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
     if labels.device != reference.device:
         raise ValueError(f"labels must be on the device of {reference_name}, {reference.device}, got {labels.device}")
-    if torch.compiler.is_compiling() or transforms_active():
-        return
-    if labels.device.type == "cpu" and batch:
+    labels = labels.to(torch.int64)
+    if labels.device.type == "cpu" and batch and not (torch.compiler.is_compiling() or transforms_active()):
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise ValueError(f"labels must lie in 0 … {classes - 1}, got values from {low} to {high}")
+    return labels
 
 
 def mark_labels(labels: Tensor, classes: int) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srm_triton.data import encode_direct
 from srm_triton.denoise import Denoised, to_float
+from srm_triton.encoders import encode_direct
 from srm_triton.files import write_atomically
 from srm_triton.losses import predict
 from srm_triton.ops.srm_scan import SRMTrace, srm_trace

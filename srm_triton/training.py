@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
-from srm_triton.data import LabelledImages, encode_direct
+from srm_triton.data import LabelledImages
+from srm_triton.encoders import encode_direct
 from srm_triton.files import write_atomically
 from srm_triton.initialization import calibrate_gain
 from srm_triton.layers import SRMConv2d, SRMLayer, SRMLinear

@@ -18,7 +18,6 @@ from srm_triton import plots, training
 from srm_triton.data import (
     DataError,
     LabelledImages,
-    encode_direct,
     hold_out,
     load_digits,
     load_fashion_mnist,
@@ -211,15 +210,6 @@ def test_empty_classes_and_pixels_that_are_no_bytes(tmp_path):
         DataError, match=r"train-images-idx3-ubyte: expected pixels of unsigned bytes, found torch.int16"
     ):
         load_idx(tmp_path)
-
-
-def test_direct_encoding_repeats_without_a_copy():
-    images = torch.rand(3, 8, 8)
-    inputs = encode_direct(images, 5)
-    assert inputs.shape == (3, 5, 8, 8) and inputs.stride(1) == 0
-    assert torch.equal(inputs[:, 4], images)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        encode_direct(images, 0)
 
 
 def arrays(names: str = "keras", **changes):

@@ -9,6 +9,7 @@ import torch
 from srm_triton import data, training, tuning
 from srm_triton.checks import FLOATING
 from srm_triton.commands.shared import Commands, add_cache
+from srm_triton.encoders import encode_direct
 from srm_triton.kernels.configurations import default_path
 from srm_triton.neuron import SRMNeuron
 
@@ -66,4 +67,4 @@ def _train(options: argparse.Namespace, device: str = "cuda") -> None:
         config = training.load_checkpoint(options.checkpoint).config
         size = data.IMAGE_SIZES[config.data]
         network = training.build_network(config, size, data.CLASSES).to(**like)
-        network(data.encode_direct(torch.rand(config.batch_size, *size, **like), config.steps)).sum().backward()
+        network(encode_direct(torch.rand(config.batch_size, *size, **like), config.steps)).sum().backward()

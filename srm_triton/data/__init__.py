@@ -10,7 +10,6 @@ sets of the package tonic give.
 from srm_triton.data.aedat import read_aedat
 from srm_triton.data.digits import load_digits
 from srm_triton.data.dvs_gesture import DVSGesture
-from srm_triton.data.encoding import encode_direct
 from srm_triton.data.events import Events, UnitEvents
 from srm_triton.data.files import DataError
 from srm_triton.data.frames import Frames
@@ -41,7 +40,6 @@ __all__ = [
     "Frames",
     "LabelledImages",
     "UnitEvents",
-    "encode_direct",
     "hold_out",
     "load_digits",
     "load_fashion_mnist",

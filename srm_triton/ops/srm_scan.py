@@ -507,7 +507,7 @@ def scan(
     for name, flag in (("output", output), ("return_state", return_state), ("batch_first", batch_first)):
         if flag is not True and flag is not False:
             raise ValueError(f"{name} must be True or False, got {flag!r}")
-    initial, constants, time_axis = _check(current, parameters, state, batch_first)
+    initial, constants, time_axis = check_scan(current, parameters, state, batch_first)
     keep = _needs_gradient(current, earlier, constants, initial)
     results = _Scan.apply(
         current, earlier, constants, initial, time_axis, rule, return_state, keep, output, requested_backend()
@@ -541,7 +541,7 @@ def srm_trace(
         >>> srm_trace(torch.tensor([[1.0, 1.0]])).membrane
         tensor([[0.3333, 0.8222]])
     """
-    initial, constants, time_axis = _check(current, check_parameters(parameters), state, batch_first)
+    initial, constants, time_axis = check_scan(current, check_parameters(parameters), state, batch_first)
     current, constants = current.detach(), constants.detach()
     initial = None if initial is None else initial.detach()
     values = _trace(current, constants, initial, time_axis, requested_backend())
@@ -572,7 +572,7 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     )
 
 
-def _check(
+def check_scan(
     current: Tensor, parameters: SRMParameters, state: SRMState | None, batch_first: bool
 ) -> tuple[Tensor | None, Tensor, int]:
     """The initial state, the constants and the time axis, as the ops take them."""

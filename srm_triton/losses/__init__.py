@@ -1,0 +1,35 @@
+"""From output spikes to a loss and a prediction.
+
+All take spikes, [batch, time, classes], and labels, [batch], and return the mean over the batch. They act on spikes as
+they are: the gradient is ∂L/∂spike, negative where a neuron should fire more or earlier, so that descent trains with
+either gradient of the layers. With the event rule the layer that a loss looks at should be made with ``output=True``: a
+silent neuron then counts as firing once, and takes the gradient that the loss has at that step.
+
+| loss | acts on | choose it when |
+|---|---|---|
+| `torch.nn.functional.cross_entropy` of `spike_counts` | counts | nothing speaks for another |
+| `count_loss` | counts | the number of spikes should be low, or known |
+| `enhanced_count_loss` | counts | `count_loss` learns slowly, or outputs fire at very different rates |
+| `rate_cross_entropy` | counts | counts differ much between samples, or sequences are long |
+| `first_spike_cross_entropy` | first spikes | the answer should come early; predict by `predict_first_spike` |
+| `van_rossum_loss` | spike trains | neurons should fire at given times |
+| `stepwise_cross_entropy` | each step | every step should decide, or the outputs are membrane potentials |
+
+Any ordinary loss does as well: an `nn.Linear` behind `spikes.mean(1)`, an `SRMReadout` as the last layer.
+"""
+
+from srm_triton.losses.counts import count_loss, enhanced_count_loss, rate_cross_entropy, spike_counts
+from srm_triton.losses.prediction import predict, predict_first_spike
+from srm_triton.losses.trains import first_spike_cross_entropy, stepwise_cross_entropy, van_rossum_loss
+
+__all__ = [
+    "count_loss",
+    "enhanced_count_loss",
+    "first_spike_cross_entropy",
+    "predict",
+    "predict_first_spike",
+    "rate_cross_entropy",
+    "spike_counts",
+    "stepwise_cross_entropy",
+    "van_rossum_loss",
+]
