@@ -184,7 +184,7 @@ def _largest(*errors: float) -> float:
 def _deviation(network: str, choice: str, found: dict[str, Tensor], exact: Tensor) -> Deviation:
     gradient = found[choice]
     cosine = F.cosine_similarity(gradient, exact, dim=-1).median().item()
-    applies = not torch.equal(gradient, found["no choice"])
+    applies = bool((_errors(gradient, found["no choice"]) > 1e-9).any())
     return Deviation(choice, network, _errors(gradient, exact).median().item(), cosine, applies)
 
 

@@ -125,7 +125,7 @@ def simulate(
     Example:
         >>> inputs, spikes = simulate([[[3.0]]], [Spike(1.0, 0)], [0.0], Neuron(5.0, 3.0, 1.0), 10.0)
         >>> round(spikes[0].time, 6)
-        2.465652
+        2.482441
     """
     for name, value in (*neuron._asdict().items(), ("duration", duration)):
         check_number(name, value, 0, above=True)
@@ -189,7 +189,7 @@ def gradients(
         >>> neuron = Neuron(5.0, 3.0, 1.0)
         >>> layers = simulate([[[3.0]]], [Spike(1.0, 0)], [0.0], neuron, 10.0)
         >>> round(gradients([[[3.0]]], layers, [0.0], [1.0], neuron, 10.0)[0][0][0], 6)
-        -0.824187
+        -0.812828
     """
     results = []
     for number, matrix in reversed(list(enumerate(matrices))):

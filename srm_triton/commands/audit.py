@@ -99,7 +99,7 @@ def as_markdown(result: Audit) -> str:
             "",
             f"Gradients of the first layer's weights, medians over {result.seeds} seeds. At the step 1/n, time",
             "constants are n·5, n·3 and n·2.5 (τ_g) steps, the threshold is 1, an impulse stays as it is, a constant",
-            "current is divided by n, the clamp is at n·4. Options off: those of the package that can be. –: no effect.",
+            "current is divided by n, the clamp is at n·4. Options off: those of the package that can. –: no effect.",
             "",
             "## Convergence with the time step: relative error",
             "",
