@@ -156,12 +156,12 @@ def few(monkeypatch):
     monkeypatch.setattr(command, "audit", functools.partial(audit, **FEW))
 
 
-def test_audit_reports(few, capsys, tmp_path):
+def test_audit_reports(few, capsys, tmp_path, number_of_threads):
     path = tmp_path / "audit.md"
-    threads = torch.get_num_threads()
+    number_of_threads(2)
     code = main(["audit", "--output", str(path)])
     printed = capsys.readouterr().out
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
     assert path.read_text(encoding="utf-8") == printed
     assert main(["audit", "--json"]) == code
     report = json.loads(capsys.readouterr().out)

@@ -67,7 +67,15 @@ def test_spikes_are_those_of_numerical_integration(neuron):
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 def test_gradients_are_finite_differences_of_exact_spike_times(network):
-    case = draw(network, [1])[0]
+    compare_with_differences(draw(network, [1])[0])
+
+
+def test_gradients_are_finite_differences_with_impulses_and_currents_together():
+    (case,) = draw(NETWORKS[1], [1])
+    compare_with_differences(case._replace(values=torch.linspace(0.01, 0.06, 6, dtype=torch.float64)))
+
+
+def compare_with_differences(case):
     for number, gradient in enumerate(exact_gradients(case)):
         assert gradient.any()
         torch.testing.assert_close(exact_differences(case, number), gradient, rtol=0, atol=2e-9 * gradient.abs().max())
