@@ -1,4 +1,4 @@
-"""The command line: `srm-triton train`, `verify`, `tune`, `denoise` and `info`."""
+"""The command line: `srm-triton train`, `verify`, `audit`, `tune`, `denoise` and `info`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import torch
 
-from srm_triton.commands import denoise, info, train, tune, verify
+from srm_triton.commands import audit, denoise, info, train, tune, verify
 from srm_triton.commands.shared import INTERRUPTED
 
 DEMO_PACKAGES = ("PIL", "matplotlib", "numpy", "sklearn", "tqdm")
@@ -16,8 +16,8 @@ DEMO_PACKAGES = ("PIL", "matplotlib", "numpy", "sklearn", "tqdm")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0 for success, 1 for a difference that `verify` found, an accuracy below the wanted one or a kernel that `tune` left
-    untuned, 2 for an error, 130 after Ctrl-C.
+    0 for success, 1 for a difference that `verify` or `audit` found, an accuracy below the wanted one or a kernel that
+    `tune` left untuned, 2 for an error, 130 after Ctrl-C.
 
     Args:
         arguments: what follows the command's name; None stands for those of this process.
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srm-triton", description="Spiking networks that learn from spike times.")
     parser.add_argument("--version", action="version", version=f"srm-triton {version('srm-triton')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, verify, tune, denoise, info):
+    for command in (train, verify, audit, tune, denoise, info):
         command.add_parser(commands)
     return parser
 
