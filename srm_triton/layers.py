@@ -106,7 +106,7 @@ class SRMLayer(nn.Module):
         """
         inputs, affine, tensors = self._map(inputs)
         current, earlier = map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
-        return self.neuron.scan(current, earlier, state, return_state)
+        return self.neuron(current, state, earlier=earlier, return_state=return_state)
 
 
 class SRMAffine(SRMLayer):

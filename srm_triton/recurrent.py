@@ -99,7 +99,7 @@ class SRMRecurrent(SRMLinear):
             x, times = current.narrow(time_axis, t, 1), None if earlier is None else earlier.narrow(time_axis, t, 1)
             own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
             times = own_times if times is None else times if own_times is None else times + own_times
-            last, neurons = self.neuron.scan(x + own, times, neurons, True)
+            last, neurons = self.neuron(x + own, neurons, earlier=times, return_state=True)
             spikes.append(last)
         outputs = torch.cat(spikes, time_axis)
         return (outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))) if return_state else outputs
