@@ -26,6 +26,7 @@ _RECENT = 16  # passes
 _SLOPE_ELEMENTS = 1 << 14  # of a pass, at least those of a sample
 _RECENT_STEPS = 1000  # of a loop
 _NEARLY_EVERY = 0.95
+_SPIKES = "srm_triton.spikes"  # marks the node of autograd that made them
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class _Layer:
         self.origins: set[str] = set()
         self.shape: tuple[int, ...] = ()
         self.weights = {name: weight for name, weight in module.named_parameters() if not name.startswith("neuron.")}
-        self.start = self._size()
+        rows = sum(weight.shape[0] for weight in self.weights.values() if weight.dim() > 1)
+        self.start = self._size().clamp(min=rows**0.5)
 
     @property
     def time_axis(self) -> int:
@@ -205,7 +207,7 @@ class _Layer:
             time_slopes_at_zero=time_at_zero,
             weight_gradient=math.hypot(*map(_mean, self.weight_gradients.values())) if self.weight_gradients else math.nan,
             spike_gradient=_mean(self.spike_gradients),
-            weight_growth=float(self._size() / self.start) if self.start > 0 else math.nan,
+            weight_growth=float(self._size() / self.start) if self.weights else math.nan,
             finite_weights=bool(_norm(self.weights.values()).isfinite()),
             bad_inputs=int(self.bad_inputs + self._bad(self.passes % _RECENT)),
             zero_inputs=_mean(self.magnitudes) == 0,
@@ -354,6 +356,8 @@ class Watcher:
             layer.walks += 1
             layer.origins |= _origins(inputs)
         layer.measure(inputs.detach(), spikes.detach(), stateful or len(args) > 1 or kwargs.get("state") is not None)
+        if spikes.grad_fn is not None:
+            spikes.grad_fn.metadata[_SPIKES] = True
         if layer.in_detail and spikes.requires_grad:
             spikes.register_hook(layer.measure_spike_gradient)
 
@@ -469,7 +473,7 @@ def _origins(tensor: Tensor) -> set[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "_ScanBackward":
+        if node.name() == "_ScanBackward" or _SPIKES in node.metadata:
             found.add("spikes")
         elif isinstance(getattr(node, "variable", None), nn.Parameter):
             found.add("parameters")

@@ -12,11 +12,12 @@ import torch
 MOSTLY_SILENT = 0.97  # of the neurons
 SATURATED = 0.8  # spikes per neuron and step
 SILENT_SAMPLES = 0.2
+CLAMPED = 0.8  # of the spikes
 DEPTH_RATIO = 1e5  # of gradients at the spikes of neighbouring layers
 WEIGHT_GROWTH = 50.0
 SLOW_SYNAPSE = 10.0  # time constants in a sequence
 CHANCE_PROBABILITY = 1e-3  # below, accuracy is no chance
-FEWEST_STEPS, FEWEST_SAMPLES = 30, 200  # before learning is judged
+FEWEST_STEPS, FEWEST_SAMPLES = 20, 200  # before learning is judged
 
 
 class Finding(NamedTuple):
@@ -74,7 +75,7 @@ class LayerReport:
     spike_gradient: float
     """Norm of the gradient at its spikes, mean of the last passes."""
     weight_growth: float
-    """Norm of its weights, divided by that at the start."""
+    """Norm of its weights, divided by that at the start, or of rows of length 1 where that is more."""
     finite_weights: bool
     """Whether they hold neither NaN nor infinity."""
     bad_inputs: int
@@ -230,8 +231,8 @@ def _find_in_spikes(layer: LayerReport, *, behind_dead: bool, last: bool) -> Ite
             f"{title} {'fell silent' if fell else 'does not fire'}{stays}{behind}.",
             "Lower the learning rate or clip the gradient, and start again."
             if fell
-            else "Call calibrate_gain(model, inputs) before training, or lower the threshold; with "
-            'gradient="surrogate" silent neurons learn too.',
+            else "Call calibrate_gain(model, inputs) before training, lower the threshold, or, if it fired before, the "
+            'learning rate; with gradient="surrogate" silent neurons learn too.',
         )
     elif layer.recent_rate > 0 and layer.silent > MOSTLY_SILENT:
         yield Finding(
@@ -263,7 +264,31 @@ def _find_in_rules(layer: LayerReport) -> Iterator[Finding]:
             "Put the map between both into one layer, SRMLinear, SRMConv2d or SRMAffine (with input_gradient=\"time\"), "
             'or choose gradient="surrogate" in all layers.',
         )
-    elif not layer.by_value and "parameters" in layer.origins:
+    if layer.time_slopes_at_zero > CLAMPED:
+        yield Finding(
+            "no time gradient",
+            layer.name,
+            f"{title} hands no gradient to the layers before it at {layer.time_slopes_at_zero:.0%} of its spikes, as "
+            "their gradient trace is negative.",
+            'Choose a tau_g nearer to tau_s in SRMParameters, or gradient="surrogate" in all layers.',
+        )
+    if layer.slopes_at_zero > CLAMPED:
+        yield Finding(
+            "clamped slopes",
+            layer.name,
+            f"{title} has a falling potential at {layer.slopes_at_zero:.0%} of its spikes, which then teach nothing.",
+            "Look at the state that is handed in: its potential lies above the threshold.",
+        )
+    elif layer.slopes_at_limit > CLAMPED:
+        yield Finding(
+            "clamped slopes",
+            layer.name,
+            f"{title} clamps 1/Δu at its limit for {layer.slopes_at_limit:.0%} of its spikes: the potential creeps over "
+            "the threshold.",
+            "Choose smaller time constants, call calibrate_gain(model, inputs) with more spikes_per_neuron, or raise "
+            "membrane_slope_limit in SRMParameters.",
+        )
+    if not layer.by_value and "parameters" in layer.origins:
         spikes = "spikes" in layer.origins
         yield Finding(
             "between",

@@ -437,8 +437,8 @@ class TrainingRun:
         most_frequent = int(labels.unique(return_counts=True)[1].max()) / len(labels)
         return LearningReport(
             steps=len(losses) * self.batches,
-            first_loss=losses[0],
-            last_loss=losses[-1],
+            first_loss=losses[0] if len(losses) > 1 else math.nan,
+            last_loss=losses[-1] if len(losses) > 1 else math.nan,
             finite=all(map(math.isfinite, losses)),
             samples=len(labels),
             correct=correct,
