@@ -69,7 +69,7 @@ def _healthy(layers: Iterable[LayerReport]) -> str:
 
 
 class _Hook:
-    """A hook that stays with its watcher: copies and pickles of the model made in the block hold one that does nothing."""
+    """A hook that stays with its watcher: what is copied or pickled in the block holds one that does nothing."""
 
     def __init__(self, measure: Callable[..., None]) -> None:
         self.measure = measure
@@ -205,7 +205,9 @@ class _Layer:
             slopes_at_limit=at_limit,
             slopes_at_zero=at_zero,
             time_slopes_at_zero=time_at_zero,
-            weight_gradient=math.hypot(*map(_mean, self.weight_gradients.values())) if self.weight_gradients else math.nan,
+            weight_gradient=math.hypot(*map(_mean, self.weight_gradients.values()))
+            if self.weight_gradients
+            else math.nan,
             spike_gradient=_mean(self.spike_gradients),
             weight_growth=float(self._size() / self.start) if self.weights else math.nan,
             finite_weights=bool(_norm(self.weights.values()).isfinite()),
@@ -357,7 +359,7 @@ class Watcher:
             layer.origins |= _origins(inputs)
         layer.measure(inputs.detach(), spikes.detach(), stateful or len(args) > 1 or kwargs.get("state") is not None)
         if spikes.grad_fn is not None:
-            spikes.grad_fn.metadata[_SPIKES] = True
+            spikes.grad_fn.metadata[_SPIKES] = True  # the code of a model does not see it
         if layer.in_detail and spikes.requires_grad:
             spikes.register_hook(layer.measure_spike_gradient)
 
@@ -403,9 +405,7 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def watch(
-    model: nn.Module, *, show: Callable[[str], object] | None = print, every: int = 1
-) -> Iterator[Watcher]:
+def watch(model: nn.Module, *, show: Callable[[str], object] | None = print, every: int = 1) -> Iterator[Watcher]:
     """Watches a network: within the block it measures every spiking layer, and says what is wrong and what to try.
 
     Nothing changes: results, gradients, random numbers and the `state_dict` are the same bit for bit, and the hooks go
@@ -467,7 +467,7 @@ def watch(
 
 def _origins(tensor: Tensor) -> set[str]:
     """What autograd knows a tensor to be computed from: spikes, and parameters of modules between."""
-    found, seen, nodes = set[str](), set[Any](), [tensor.grad_fn]
+    found, seen, nodes = set[str](), set[Any](), list[Any]([tensor.grad_fn])
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

@@ -13,7 +13,7 @@ MOSTLY_SILENT = 0.97  # of the neurons
 SATURATED = 0.8  # spikes per neuron and step
 SILENT_SAMPLES = 0.2
 CLAMPED = 0.8  # of the spikes
-DEPTH_RATIO = 1e5  # of gradients at the spikes of neighbouring layers
+NEIGHBOURS_RATIO, DEPTH_RATIO = 1e3, 1e6  # of gradients at the spikes, from layer to layer and over all
 WEIGHT_GROWTH = 50.0
 SLOW_SYNAPSE = 10.0  # time constants in a sequence
 CHANCE_PROBABILITY = 1e-3  # below, accuracy is no chance
@@ -161,7 +161,7 @@ def find_in_layers(layers: Sequence[LayerReport]) -> Iterator[Finding]:
     dead = False
     for number, layer in enumerate(layers):
         yield from _find_in_inputs(layer, first=number == 0, behind_dead=dead)
-        yield from _find_in_spikes(layer, behind_dead=dead, last=number == len(layers) - 1)
+        yield from _find_in_spikes(layer, last=number == len(layers) - 1)
         yield from _find_in_rules(layer)
         dead = dead or layer.recent_rate == 0
     yield from _find_in_output(layers[-1])
@@ -209,7 +209,7 @@ def _find_in_inputs(layer: LayerReport, *, first: bool, behind_dead: bool) -> It
         )
 
 
-def _find_in_spikes(layer: LayerReport, *, behind_dead: bool, last: bool) -> Iterator[Finding]:
+def _find_in_spikes(layer: LayerReport, *, last: bool) -> Iterator[Finding]:
     title = _sentence(layer.title)
     slow = layer.tau_s > SLOW_SYNAPSE * layer.steps and not layer.single_step
     if slow:
@@ -221,7 +221,7 @@ def _find_in_spikes(layer: LayerReport, *, behind_dead: bool, last: bool) -> Ite
             f"Choose time constants of the order of the sequence or below, such as SRMParameters(tau_m="
             f"{max(2.0, layer.steps / 2):g}, tau_s={max(1.5, layer.steps / 4):g}).",
         )
-    if layer.recent_rate == 0 and not behind_dead and not layer.zero_inputs:
+    if layer.recent_rate == 0 and not layer.zero_inputs:
         fell = layer.rate > 0
         stays = "" if layer.gradient == "surrogate" or layer.output else " and receives no gradient by which it could"
         behind = "" if last else "; layers behind it receive nothing"
@@ -261,7 +261,7 @@ def _find_in_rules(layer: LayerReport) -> Iterator[Finding]:
             layer.name,
             f"{title} passes the event rule's gradient for weights on to the spikes of layers before it, which need "
             "that for their times.",
-            "Put the map between both into one layer, SRMLinear, SRMConv2d or SRMAffine (with input_gradient=\"time\"), "
+            'Put the map between both into one layer, SRMLinear, SRMConv2d or SRMAffine (with input_gradient="time"), '
             'or choose gradient="surrogate" in all layers.',
         )
     if layer.time_slopes_at_zero > CLAMPED:
@@ -283,8 +283,8 @@ def _find_in_rules(layer: LayerReport) -> Iterator[Finding]:
         yield Finding(
             "clamped slopes",
             layer.name,
-            f"{title} clamps 1/Δu at its limit for {layer.slopes_at_limit:.0%} of its spikes: the potential creeps over "
-            "the threshold.",
+            f"{title} clamps 1/Δu at its limit for {layer.slopes_at_limit:.0%} of its spikes: the potential creeps "
+            "over the threshold.",
             "Choose smaller time constants, call calibrate_gain(model, inputs) with more spikes_per_neuron, or raise "
             "membrane_slope_limit in SRMParameters.",
         )
@@ -333,28 +333,34 @@ def _find_in_gradients(layers: Sequence[LayerReport]) -> Iterator[Finding]:
                 "Lower the learning rate, or decay the weights.",
             )
     trained = [layer for layer in layers if not math.isnan(layer.spike_gradient)]
-    for layer, behind in pairwise(trained):
-        if layer.recent_rate == 0 or behind.recent_rate == 0 or math.inf in (layer.spike_gradient, behind.spike_gradient):
+    pairs = [(NEIGHBOURS_RATIO, *pair) for pair in pairwise(trained)]
+    if len(trained) > 2:
+        pairs.append((DEPTH_RATIO, trained[0], trained[-1]))
+    for ratio, layer, behind in pairs:
+        before, after = layer.spike_gradient, behind.spike_gradient
+        if 0 in (layer.recent_rate, behind.recent_rate, after) or math.inf in (before, after):
             continue
-        title = _sentence(layer.title)
-        if layer.spike_gradient * DEPTH_RATIO < behind.spike_gradient:
-            yield Finding(
-                "vanishing",
-                layer.name,
-                f"{title} receives a gradient of {layer.spike_gradient:.1e} at its spikes, {behind.title} behind it "
-                f"{behind.spike_gradient:.1e}: it vanishes between them.",
+        if before * ratio < after:
+            kind, verb = "vanishing", "vanishes"
+            remedy = (
                 "Call calibrate_gain(model, inputs) with more spikes_per_neuron, use fewer layers or "
-                'gradient="surrogate".',
+                'gradient="surrogate".'
             )
-        elif layer.spike_gradient > behind.spike_gradient * DEPTH_RATIO and behind.spike_gradient:
-            yield Finding(
-                "exploding",
-                layer.name,
-                f"{title} receives a gradient of {layer.spike_gradient:.1e} at its spikes, {behind.title} behind it "
-                f"{behind.spike_gradient:.1e}: it explodes between them.",
+        elif before > after * ratio:
+            kind, verb = "exploding", "explodes"
+            remedy = (
                 "Normalise the weights (weight_norm=True), clip the gradient, or lower gradient_slope_limit in "
-                "SRMParameters.",
+                "SRMParameters."
             )
+        else:
+            continue
+        yield Finding(
+            kind,
+            layer.name,
+            f"{_sentence(layer.title)} receives a gradient of {before:.1e} at its spikes, {behind.title} behind it "
+            f"{after:.1e}: it {verb} between them.",
+            remedy,
+        )
 
 
 def find_in_learning(learning: LearningReport | None) -> Iterator[Finding]:

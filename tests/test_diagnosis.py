@@ -28,6 +28,7 @@ from srm_triton.data import load_digits
 from srm_triton.findings import LearningReport, binomial_tail, find_in_learning
 from srm_triton.training import TrainingConfig, TrainingRun
 
+COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own
 DIGITS = load_digits()
 IMAGES, LABELS = DIGITS.train_images.flatten(1), DIGITS.train_labels
 
@@ -79,8 +80,9 @@ def everything():
 def train_a_little(watched, tmp_path):
     torch.manual_seed(1)
     model = everything()
-    calibrate_gain(model.eval(), encode(IMAGES[:16]))
-    model.train()
+    for module in model:
+        if isinstance(module, SRMConv2d | SRMLinear):
+            nn.init.constant_(module.norm_weight, 2.0)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     results, before = [], [module.__dict__.copy() for module in model.modules()]
 
@@ -142,7 +144,7 @@ def test_copies_made_within_do_not_report():
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("gradient", ["event", "surrogate"])
 def test_measures(batch_first, gradient):
-    parameters = SRMParameters(threshold=torch.tensor([1.0, 0.5, 1e3, 1e-3]))
+    parameters = SRMParameters(threshold=torch.tensor([1.0, 0.1, 1e3, 1e-3]))
     layer = SRMLinear(3, 4, parameters, weight_norm=False, gradient=gradient, batch_first=batch_first)
     nn.init.constant_(layer.weight, 1.0)
     inputs = [torch.rand(5, 7, 3) ** 3 for _ in range(3)]
@@ -158,7 +160,7 @@ def test_measures(batch_first, gradient):
             weights.append(np.linalg.norm(layer.weight.grad.numpy().ravel()))
     (report,) = watcher.report().layers
     fired = torch.cat(spikes).numpy()
-    assert fired[..., 2].sum() == 0 and fired[..., 3].mean() > 0.95
+    assert fired[..., 2].sum() == 0 and fired[..., 3].mean() > 0.95 and 0.6 < fired[..., 1].mean() < 0.9
     assert report.passes == 3 and report.steps == 7 and report.gradient == gradient
     assert report.rate == pytest.approx(fired.mean(), rel=1e-6)
     assert report.recent_rate == pytest.approx(fired.mean(), rel=1e-6)
@@ -172,7 +174,7 @@ def test_measures(batch_first, gradient):
     count = clamped = 0
     for batch in inputs[:2]:
         for current in batch.sum(2).double().numpy():
-            for threshold in (1.0, 0.5, 1e3, 1e-3):
+            for threshold in (1.0, 0.1, 1e3, 1e-3):
                 u = s = 0.0
                 for x in current:
                     s += x
@@ -269,9 +271,10 @@ def test_broken(gradient, make, options, expected):
 def test_healthy(gradient, seed):
     torch.manual_seed(seed)
     said = []
-    report = loop(calibrated(network(gradient, hidden=(64, 48)[: 1 + seed % 2])), seed=seed, show=said.append)
+    model = calibrated(network(gradient, hidden=(64, 48)[: 1 + seed % 2]))
+    report = loop(model, seed=seed, show=said.append)
     assert said == [f"Nothing conspicuous in {2 + seed % 2} spiking layers."] and not report.findings
-    assert report.learning.correct > 0.6 * report.learning.samples
+    assert report.learning.correct > 0.3 * report.learning.samples
 
 
 def run(model, inputs, **options):
@@ -413,6 +416,7 @@ def test_bad_observations(arguments, error, message):
         watcher.observe(**arguments)
 
 
+@COMPILES
 def test_bad_arguments():
     for arguments, error, message in (
         (("model",), TypeError, "model must be a torch.nn.Module, got str"),
@@ -423,14 +427,15 @@ def test_bad_arguments():
             pass
     inner = network()
     inner[0].compile()
-    with pytest.raises(ValueError, match="got torch.compile at '0'"), watch(inner):
+    with pytest.raises(ValueError, match=r"got torch\.compile at '0'"), watch(inner):
         pass
     for options, error in (({"every": 0}, ValueError), ({"show": 3}, TypeError)):
         with pytest.raises(error), watch(network(), **options):
             pass
 
 
-def test_code_compiled_around_the_model_is_told(device):
+@COMPILES
+def test_code_compiled_around_the_model_is_told():
     model = network()
     with watch(model, show=None) as watcher:
         compiled = torch.compile(lambda inputs: model(inputs), backend="aot_eager")
@@ -461,6 +466,15 @@ def warnings_of(run, tmp_path, capsys):
 def test_training_is_not_warned_of_if_healthy(capsys, tmp_path):
     run = TrainingRun.start(CONFIG, DIGITS, torch.device("cpu"))
     assert warnings_of(run, tmp_path, capsys) == []
+
+
+def test_training_warns_before_the_first_epoch(capsys, tmp_path, monkeypatch):
+    run = TrainingRun.start(CONFIG, DIGITS, torch.device("cpu"))
+    nn.init.zeros_(run.network.hidden[1].norm_weight)
+    monkeypatch.setattr(TrainingRun, "train_epoch", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.train(run, tmp_path)
+    assert "Layer 'hidden.hidden 1' (SRMLinear) does not fire" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
