@@ -346,6 +346,16 @@ def test_weights_that_grow_and_gradients_that_vanish_and_explode():
     assert [f[:2] for f in watcher.report().findings] == [("growth", "1")]
 
 
+def test_mostly_silent_and_a_gradient_that_is_not_finite():
+    threshold = torch.full((100,), 1e3).index_fill(0, torch.tensor([0, 1]), 1.0)
+    layer = SRMLinear(64, 100, SRMParameters(threshold=threshold), output=True)
+    nn.init.constant_(layer.norm_weight, 2.0)
+    for factor, expected in ((1.0, {"mostly silent"}), (math.nan, {"mostly silent", "bad gradient"})):
+        with watch(layer, show=None) as watcher:
+            (layer(INPUTS).sum() * factor).backward()
+        assert watcher.report().layers[0].silent == 0.98 and kinds(watcher.report()) == expected
+
+
 class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs, factor):
