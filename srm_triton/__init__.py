@@ -12,6 +12,7 @@ if importlib.util.find_spec("srm_triton.kernels") is None:  # an installation ma
 from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
 from srm_triton.denoise import Denoised, DenoisingState, DenoisingTrace, denoise_tv, tv_objective
+from srm_triton.diagnosis import Watcher, watch
 from srm_triton.encoders import encode_direct, encode_latency, encode_rate
 from srm_triton.initialization import calibrate_gain, time_constants
 from srm_triton.layers import SRMAffine, SRMConv1d, SRMConv2d, SRMConv3d, SRMLinear
@@ -67,6 +68,7 @@ __all__ = [
     "SparseStatistics",
     "SpikeAvgPool2d",
     "SpikingResNet18_2D",
+    "Watcher",
     "batch_norm",
     "calibrate_gain",
     "count_loss",
@@ -94,4 +96,5 @@ __all__ = [
     "tv_objective",
     "use_backend",
     "van_rossum_loss",
+    "watch",
 ]

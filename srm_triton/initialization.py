@@ -168,7 +168,8 @@ class _Calibration:
     def rate(self, factor: float) -> float:
         """Spikes per neuron and step in the window, of a current that is multiplied."""
         time_axis = 1 if self.layer.batch_first else 0
-        spikes: Tensor = self.layer.fire(self.current * factor)
+        fire = self.layer.forward if isinstance(self.layer, SRMNeuron) else self.layer.fire  # without hooks
+        spikes: Tensor = fire(self.current * factor)
         return float(spikes.movedim(time_axis, 0)[self.window].mean(dtype=torch.float64))
 
     def reach(self, wanted: float, tolerance: float) -> float:

@@ -104,7 +104,8 @@ class SRMLayer(nn.Module):
             state: what the neurons begin with, each tensor as the spikes without time; None for 0.
             return_state: whether to return the state too.
         """
-        return self.fire(*self._currents(inputs), state, return_state)
+        current, earlier = self._currents(inputs)
+        return self.fire(current, state, earlier=earlier, return_state=return_state)
 
     def current(self, inputs: Tensor) -> Tensor:
         """The input current of the neurons, W·inputs + b, in the shape of the spikes."""
@@ -113,12 +114,13 @@ class SRMLayer(nn.Module):
     def fire(
         self,
         current: Tensor,
-        earlier: Tensor | None = None,
         state: SRMState | None = None,
+        *,
+        earlier: Tensor | None = None,
         return_state: bool = False,
     ) -> Any:
         """What `forward` returns for this current; `earlier`, in its shape, receives the time path."""
-        return self.neuron.fire(current, earlier, state, return_state)
+        return self.neuron(current, state, earlier=earlier, return_state=return_state)
 
     def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs, affine, tensors = self._map(inputs)

@@ -164,18 +164,18 @@ class SRMNeuron(nn.Module):
         self._fixed = None if self.learn else parameters
         return parameters
 
-    def forward(self, current: Tensor, state: SRMState | None = None, *, return_state: bool = False) -> Any:
-        """Returns the spikes of `srm_scan`, and with `return_state` the state after the last step."""
-        return self.fire(current, None, state, return_state)
-
-    def fire(
+    def forward(
         self,
         current: Tensor,
-        earlier: Tensor | None = None,
         state: SRMState | None = None,
+        *,
+        earlier: Tensor | None = None,
         return_state: bool = False,
     ) -> Any:
-        """`forward` for layers; `earlier`, in the shape of the current, receives the time path."""
+        """Returns the spikes of `srm_scan`, and with `return_state` the state after the last step.
+
+        For layers: `earlier`, in the shape of the current, receives the time path.
+        """
         return scan(
             current,
             earlier,

@@ -90,8 +90,9 @@ class SRMRecurrent(SRMLinear):
     def fire(
         self,
         current: Tensor,
-        earlier: Tensor | None = None,
         state: SRMRecurrentState | None = None,  # type: ignore[override]
+        *,
+        earlier: Tensor | None = None,
         return_state: bool = False,
     ) -> Any:
         """As in the other layers, but for the state, an `SRMRecurrentState`; adds the current of the own spikes."""
@@ -103,7 +104,7 @@ class SRMRecurrent(SRMLinear):
             x, times = current.narrow(time_axis, t, 1), None if earlier is None else earlier.narrow(time_axis, t, 1)
             own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
             times = own_times if times is None else times if own_times is None else times + own_times
-            last, neurons = self.neuron.fire(x + own, times, neurons, True)
+            last, neurons = self.neuron(x + own, neurons, earlier=times, return_state=True)
             spikes.append(last)
         outputs = torch.cat(spikes, time_axis)
         return (outputs, SRMRecurrentState(neurons, last.squeeze(time_axis))) if return_state else outputs

@@ -7,6 +7,7 @@ that the next epoch depends on, and it replaces the last one only once it is com
 import json
 import math
 import platform
+import sys
 import time
 import zipfile
 from collections import OrderedDict
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
 from srm_triton.data import LabelledImages
+from srm_triton.diagnosis import watch
 from srm_triton.encoders import encode_direct
 from srm_triton.files import write_atomically
+from srm_triton.findings import Finding, LearningReport, find_in_learning
 from srm_triton.initialization import calibrate_gain
 from srm_triton.layers import SRMConv2d, SRMLayer, SRMLinear
 from srm_triton.losses import count_loss, predict
@@ -401,11 +404,7 @@ class TrainingRun:
 
     def _train_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
-        labels = self.data.train_labels[batch]
-        spikes = self.network(encode_direct(self.data.train_images[batch], config.steps))
-        loss = count_loss(
-            spikes, labels, desired=config.desired_rate * config.steps, undesired=config.undesired_rate * config.steps
-        )
+        spikes, labels, loss = self._run(batch)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT_NORM)
@@ -417,6 +416,41 @@ class TrainingRun:
         self.optimizer.step()
         self.schedule.step()
         return loss.detach(), (predict(spikes) == labels).sum()
+
+    def _run(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output spikes of training samples, their labels, and the loss."""
+        config = self.config
+        labels = self.data.train_labels[batch]
+        spikes = self.network(encode_direct(self.data.train_images[batch], config.steps))
+        loss = count_loss(
+            spikes, labels, desired=config.desired_rate * config.steps, undesired=config.undesired_rate * config.steps
+        )
+        return spikes, labels, loss
+
+    def diagnose(self) -> tuple[Finding, ...]:
+        """What is conspicuous: in a pass of a batch, forward and backward, and in the history; it changes nothing."""
+        first = torch.arange(min(self.config.batch_size, len(self.data.train_labels)), device=self.device)
+        with watch(self.network, show=None) as watcher:
+            self._run(first)[2].backward()
+        self.optimizer.zero_grad()
+        return (*watcher.report().findings, *find_in_learning(self._learned()))
+
+    def _learned(self) -> LearningReport | None:
+        """Losses of the epochs, and the last test."""
+        if not self.history:
+            return None
+        labels, losses = self.data.test_labels, [record.loss for record in self.history]
+        correct = round(self.history[-1].test_accuracy * len(labels))
+        most_frequent = int(labels.unique(return_counts=True)[1].max()) / len(labels)
+        return LearningReport(
+            steps=len(losses) * self.batches,
+            first_loss=losses[0] if len(losses) > 1 else math.nan,
+            last_loss=losses[-1] if len(losses) > 1 else math.nan,
+            finite=all(map(math.isfinite, losses)),
+            samples=len(labels),
+            correct=correct,
+            most_frequent=most_frequent,
+        )
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, dict[str, float]]:
@@ -435,6 +469,8 @@ class TrainingRun:
 def train(run: TrainingRun, folder: Path) -> None:
     """Trains to the last epoch with a progress bar and a line an epoch, and keeps a checkpoint in `folder`.
 
+    What is conspicuous before training, after its first epoch and after its last is said once, on standard error.
+
     After a KeyboardInterrupt, or anything else, the checkpoint is that of the last finished epoch.
 
     Args:
@@ -448,7 +484,17 @@ def train(run: TrainingRun, folder: Path) -> None:
 
     run.save(folder / CHECKPOINT)
     batches = run.config.epochs * run.batches
+    known = set[tuple[str, str | None]]()
     with tqdm(total=batches, initial=len(run.history) * run.batches, unit="batch", disable=None) as progress:
+
+        def warn() -> None:
+            for finding in run.diagnose():
+                if finding[:2] not in known:
+                    progress.write(f"srm-triton: warning: {finding}", file=sys.stderr)
+                known.add(finding[:2])
+
+        if not run.history:
+            warn()
         while not run.finished:
             record = run.train_epoch(progress.update)
             run.save(folder / CHECKPOINT)
@@ -457,3 +503,5 @@ def train(run: TrainingRun, folder: Path) -> None:
                 f"epoch {record.epoch:3d}/{run.config.epochs}  loss {record.loss:.4f}  "
                 f"train {record.train_accuracy:6.2%}  test {record.test_accuracy:6.2%}  spikes per step: {rates}"
             )
+            if run.finished or len(run.history) == 1:
+                warn()

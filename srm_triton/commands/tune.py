@@ -62,7 +62,7 @@ def _train(options: argparse.Namespace, device: str = "cuda") -> None:
     like: dict[str, Any] = {"dtype": DTYPES[options.dtype], "device": device}
     for shape in options.shape:
         current, earlier = (torch.randn(shape, requires_grad=True, **like) for _ in range(2))
-        SRMNeuron(device=device).fire(current, earlier).backward(current)
+        SRMNeuron(device=device)(current, earlier=earlier).backward(current)
     if options.checkpoint:
         config = training.load_checkpoint(options.checkpoint).config
         size = data.IMAGE_SIZES[config.data]
