@@ -27,6 +27,7 @@ from srm_triton.losses import (
     stepwise_cross_entropy,
     van_rossum_loss,
 )
+from srm_triton.networks import spiking_network
 from srm_triton.neuron import SRMNeuron
 from srm_triton.normalization import BatchNorm1d
 from srm_triton.ops.batch_norm import batch_norm
@@ -86,6 +87,7 @@ __all__ = [
     "sparse_encode",
     "sparse_statistics",
     "spike_counts",
+    "spiking_network",
     "srm_conv2d",
     "srm_linear",
     "srm_membrane",

@@ -23,10 +23,9 @@ WORTH_A_LARGER_FACTOR = 0.95
 def time_constants(steps: int, channels: int, *, shortest: float = 2.0, **constants: Any) -> SRMParameters:
     """Constants of a layer whose neurons remember over different times, for sequences of a given length.
 
-    The membrane time constants rise from `shortest` to half the sequence in equal ratios, so that some neurons follow
-    each step and others still know of the beginning; the synaptic ones are 0.6 of them, as 3 to 5 in the published
-    networks, and those of the gradient trace the same as the membrane's. Choose it for what happens in time; for a
-    value that is the same at every step, such as an image, the constants of `SRMParameters()` do.
+    The membrane time constants rise from `shortest` to half the sequence, 8 at least, in equal ratios, so that some
+    neurons follow each step and others still know of the beginning; the synaptic ones are 0.6 of them, as 3 to 5 in the
+    published networks, and those of the gradient trace the same as the membrane's.
 
     Args:
         steps: length of the sequences, ≥ 1.
@@ -45,10 +44,15 @@ def time_constants(steps: int, channels: int, *, shortest: float = 2.0, **consta
     check_number("steps", steps, 1, whole=True)
     check_number("channels", channels, 1, whole=True)
     check_number("shortest", shortest, 1, above=True)
-    longest = max(steps / 2, shortest)
+    longest = max(longest_time_constant(steps), shortest)
     share = torch.linspace(0, 1, channels, dtype=torch.float64)
     tau_m = shortest * (longest / shortest) ** share
     return SRMParameters(**{"tau_m": tau_m, "tau_s": (0.6 * tau_m).clamp(min=1), "tau_g": tau_m, **constants})
+
+
+def longest_time_constant(steps: int) -> float:
+    """Half of the sequence; 8 steps for shorter ones, in which neurons that forget less take longer to fire."""
+    return max(steps / 2, 8.0)
 
 
 @torch.no_grad()

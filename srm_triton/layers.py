@@ -222,7 +222,7 @@ class WeightedLayer(SRMLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets an orthogonal weight, gains of 1 and offsets of 0.
+        """Sets an orthogonal weight, gains of 1, offsets of 0, and biases of 0.3 times the weights' deviation.
 
         A weight that is not normalised because its fan-in is 1 or 2 starts with the deviation that the others get, 1.
         """
@@ -230,9 +230,12 @@ class WeightedLayer(SRMLayer):
             return
         self.neuron.reset_parameters()
         self._initialise(self.weight, nn.init.normal_ if self.narrow else nn.init.orthogonal_)
-        for vector, value in ((self.norm_weight, 1.0), (self.norm_bias, 0.0), (self.bias, 0.0)):
+        for vector, value in ((self.norm_weight, 1.0), (self.norm_bias, 0.0)):
             if vector is not None:
                 nn.init.constant_(vector, value)
+        if self.bias is not None:
+            deviation = 1.0 if self.narrow or self.norm_weight is not None else self.weight[0].numel() ** -0.5
+            nn.init.normal_(self.bias, std=0.3 * deviation)
 
     @staticmethod
     def _initialise(weight: Tensor, rule: Any) -> None:
