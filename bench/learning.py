@@ -1,7 +1,8 @@
 """How well networks learn out of the box, beside SpikingJelly's LIF neurons: `make learning` writes `docs/results.md`.
 
 Ours are the defaults of `spiking_network`, one setting for all tasks. SpikingJelly's are the best of six settings a
-task, by the test accuracy of the first seed, which favours them. Sizes, epochs, batches, optimiser, schedule and clipping are the same.
+task, by the test accuracy of the first seed, which favours them. Sizes, epochs, batches, optimiser, schedule and
+clipping are the same.
 Finished cases are kept in a file, so that an interrupted run goes on.
 """
 

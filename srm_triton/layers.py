@@ -46,7 +46,8 @@ class SRMLayer(nn.Module):
     Args:
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         learn: which of them are learned, a value for each channel: any of ``"threshold"``, ``"tau_m"``, ``"tau_s"``.
-        gradient: ``"event"``, the rule for spike times, or ``"surrogate"``, backpropagation through time.
+        gradient: ``"event"``, the rule for spike times; ``"original"``, the same with the derivative of the neurons'
+            own response between spikes; or ``"surrogate"``, backpropagation through time.
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
         output: True for a layer whose spikes a loss looks at: in the backward of the event rule, its silent neurons
             count as firing once, so that they learn.

@@ -39,7 +39,7 @@ class SRMNeuron(nn.Module):
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         learn: which of ``"threshold"``, ``"tau_m"`` and ``"tau_s"`` are learned.
         channels: for how many channels, the axis behind batch and time; needed to learn one value into several.
-        gradient: ``"event"`` or ``"surrogate"``, as in `srm_scan`; likewise the next two.
+        gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in `srm_scan`; likewise the next two.
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
         output: whether silent neurons count as firing once in the backward.
         batch_first: False for [time, batch, ...].
@@ -200,6 +200,6 @@ class SRMNeuron(nn.Module):
     def extra_repr(self) -> str:
         """The constants, as the module prints them."""
         constants = SRMParameters.unchecked({name: getattr(self, name) for name in NAMES}, keep=False)
-        rule = self.gradient if self.gradient == "event" else f"surrogate ({self.surrogate})"
+        rule = f"surrogate ({self.surrogate})" if self.gradient == "surrogate" else self.gradient
         learned = f", learn={self.learn}" if self.learn else ""
         return f"{constants}, gradient={rule}{learned}, output={self.output}, batch_first={self.batch_first}"
