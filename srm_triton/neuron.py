@@ -114,6 +114,17 @@ class SRMNeuron(nn.Module):
                 else:
                     getattr(self, name).copy_(value)
 
+    def spread_threshold(self, channels: int) -> None:
+        """Gives each channel a threshold of its own, that of before.
+
+        Raises:
+            ValueError: if the threshold is learned.
+        """
+        if "threshold" in self.learn:
+            raise ValueError("carry_scale=True sets the threshold, which learn must not hold")
+        self._start["threshold"] = self._start["threshold"].expand(channels).clone()
+        self.threshold = self._buffers["threshold"].expand(channels).clone()  # type: ignore[union-attr]
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a constant to a number or a tensor, which is checked; what else a module has, as any module does."""
         if name not in NAMES:
