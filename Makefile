@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts thorough mutants coverage lint docs bench bench-peers clean
+.PHONY: demo test contracts thorough mutants coverage lint docs bench bench-peers learning clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -39,11 +39,14 @@ docs: $(VENV)/docs
 	    srm_triton.pooling srm_triton.losses srm_triton.training srm_triton.tuning srm_triton.ops.shrink \
 	    srm_triton.ops.poisson srm_triton.ops.sparse_linear srm_triton.denoise srm_triton.sparse_code
 
-# bench-peers installs other libraries to compare with
+# the last two install other libraries to compare with
 bench: $(VENV)/bench
 bench-peers: $(VENV)/peers
 bench bench-peers:
 	$(BIN)/python -m pytest bench --benchmark-max-time=1 --benchmark-min-rounds=7 --benchmark-disable-gc
+
+learning: $(VENV)/peers
+	$(BIN)/python -m bench.learning --page docs/results.md
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info kernels/*.so

@@ -267,11 +267,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=Path, default=RESULTS)
     parser.add_argument("cases", nargs="*", help="tasks (default: all)", default=list(CASES))
+    parser.add_argument("--page", type=Path, help="document to put the tables into")
     options = parser.parse_args()
     torch.set_num_threads(1)
     records = Records(options.records)
-    print(table(records, options.cases))
-    print(f"\n{choices(records)}")
+    tables = {"tasks": table(records, options.cases), "choices": choices(records)}
+    for name, text in tables.items():
+        print(text, end="\n\n")
+        if options.page:
+            marks = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+            before, _, rest = options.page.read_text().partition(marks[0])
+            options.page.write_text(before + marks[0] + text + "\n" + marks[1] + rest.partition(marks[1])[2])
 
 
 if __name__ == "__main__":
