@@ -121,6 +121,17 @@ def check_sizes(name: str, value: Any, smallest: int, axes: tuple[str, ...] = ("
     return tuple(sizes)
 
 
+def check_integers(name: str, value: Any) -> None:
+    """Checks that `value` is a tensor of integers, of any of their dtypes.
+
+    Raises:
+        TypeError: for anything else, bool too.
+    """
+    dtype = value.dtype if isinstance(value, Tensor) else None
+    if dtype is None or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
+        raise TypeError(f"{name} must be a tensor of integers, got {dtype or type(value).__name__}")
+
+
 def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> Tensor:
     """Checks that `labels` are integers [batch], in 0 … classes − 1, on the device of `reference`, and returns int64.
 
@@ -130,9 +141,7 @@ def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int
         TypeError: for anything but a tensor of integers.
         ValueError: for another shape or device, or a label out of range.
     """
-    dtype = labels.dtype if isinstance(labels, Tensor) else None
-    if dtype is None or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
-        raise TypeError(f"labels must be a tensor of integers, got {dtype or type(labels).__name__}")
+    check_integers("labels", labels)
     if labels.shape != (batch,):
         raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
     if labels.device != reference.device:

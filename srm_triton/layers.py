@@ -23,6 +23,7 @@ from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import Gradient, Surrogate
 from srm_triton.parameters import SRMParameters, SRMState
+from srm_triton.readout import SRMReadout
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NOT_AFFINE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -442,3 +443,21 @@ class SRMConv3d(_SRMConvolution, nn.Conv3d):  # type: ignore[misc]
     """
 
     SPACE = ("depth", "height", "width")
+
+
+def spiking_layers(model: nn.Module) -> list[tuple[str, SRMLayer | SRMNeuron]]:
+    """The spiking layers of a model with their names: each `SRMLayer`, and each `SRMNeuron` used alone.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    holders = (module for module in model.modules() if isinstance(module, SRMLayer | SRMReadout))
+    inner = {id(module.neuron) for module in holders}
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, SRMLayer | SRMNeuron) and id(module) not in inner
+    ]
+    if not found:
+        raise ValueError("model must contain a spiking layer, such as SRMLinear, SRMConv2d or SRMNeuron")
+    return found

@@ -7,19 +7,14 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from srm_triton import SRMParameters, audit_networks, srm_trace
-from srm_triton.audit import CHOICES, DERIVATIVE, PUBLISHED, SWITCHED_OFF, Audit, Convergence, audit
-from srm_triton.audit_networks import (
-    NETWORKS,
-    draw,
-    exact_gradients,
-    interpolated_differences,
-    package_gradients,
-    rule_gradients,
-)
+from srm_triton import SRMParameters, srm_trace
+from srm_triton.audit import CHOICES, DERIVATIVE, NETWORKS, PUBLISHED, SWITCHED_OFF, Audit, Convergence, Rule, audit
+from srm_triton.audit import gradients as audited
+from srm_triton.audit.event_rule import Layer, simulate
+from srm_triton.audit.gradients import exact_gradients, interpolated_differences, package_gradients, rule_gradients
+from srm_triton.audit.networks import draw
 from srm_triton.cli import main
 from srm_triton.commands import audit as command
-from srm_triton.event_rule import Layer, Rule, simulate
 
 by_name = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 FEW = {"seeds": 2, "networks": NETWORKS[:2], "refinements": (1, 2, 4, 8)}
@@ -253,4 +248,4 @@ def test_networks_are_what_they_are_called():
         layers = [part.matrix(weight) for part, weight in zip(parts, weights, strict=True)]
         counts = simulate(layers, *inputs_of(cases, 64), 64)[-1].spikes.sum(1)
         assert (counts[:, -1] == 0).sum() >= 7 and 1.5 < counts[:, :-1].mean() < 5
-        assert torch.equal(inputs_of(cases, 2)[0], audit_networks._inputs(cases, 2)[0])
+        assert torch.equal(inputs_of(cases, 2)[0], audited._inputs(cases, 2)[0])

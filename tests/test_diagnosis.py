@@ -25,7 +25,8 @@ from srm_triton import (
     watch,
 )
 from srm_triton.data import load_digits
-from srm_triton.findings import LearningReport, binomial_tail, find_in_learning
+from srm_triton.diagnosis import LearningReport, find_in_learning
+from srm_triton.diagnosis.learning import binomial_tail
 from srm_triton.training import TrainingConfig, TrainingRun
 
 COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own
@@ -411,7 +412,7 @@ def test_learning(first, last, correct, expected):
         (
             {"labels": torch.tensor([1]), "predictions": torch.ones(1)},
             TypeError,
-            "predictions must be a tensor of integers, the classes, got torch.float32",
+            "predictions must be a tensor of integers, got torch.float32",
         ),
         (
             {"labels": torch.tensor([1]), "predictions": torch.tensor([1, 2])},

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from srm_triton.audit import CHOICES, Audit, audit
-from srm_triton.audit_networks import NETWORKS
+from srm_triton.audit import CHOICES, NETWORKS, Audit, audit
 from srm_triton.commands.shared import Commands, progress
 from srm_triton.files import write_atomically
 

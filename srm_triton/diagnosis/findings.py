@@ -1,14 +1,12 @@
-"""What measurements of a network in training say: what is wrong, and what to try."""
+"""What the measurements of layers say: what is wrong, and what to try."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
-import torch
+from srm_triton.diagnosis.finding import Finding
+from srm_triton.diagnosis.report import LayerReport
 
-# A layer is conspicuous beyond these. Healthy networks of both gradients, 1 to 8 hidden layers, stay well within.
 MOSTLY_SILENT = 0.97  # of the neurons
 SATURATED = 0.8  # spikes per neuron and step
 SILENT_SAMPLES = 0.2
@@ -17,134 +15,6 @@ NEIGHBOURS_RATIO, DEPTH_RATIO = 1e3, 1e6  # of gradients at the spikes, from lay
 WEIGHT_GROWTH = 50.0
 SLOW_SYNAPSE = 10.0  # time constants in a sequence
 CHANCE_PROBABILITY = 1e-3  # below, accuracy is no chance
-FEWEST_STEPS, FEWEST_SAMPLES = 20, 200  # before learning is judged
-
-
-class Finding(NamedTuple):
-    """Something conspicuous."""
-
-    kind: str
-    """A word for it: ``"dead"``, ``"saturated"``, ``"chance"`` and so on."""
-    layer: str | None
-    """The layer's name; None for what concerns the whole network or the loop."""
-    message: str
-    """What is wrong, in a sentence."""
-    remedy: str
-    """What to try, in a sentence."""
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.remedy}"
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What a spiking layer did while it was watched; shares are of 1, and nan stands for what was not seen."""
-
-    name: str
-    """As `named_modules` has it; empty for the model itself."""
-    kind: str
-    """The name of its class."""
-    gradient: str
-    """``"event"`` or ``"surrogate"``."""
-    output: bool
-    """Whether silent neurons count as firing once in the backward."""
-    passes: int
-    """Calls that were measured."""
-    steps: int
-    """Time steps of the last one."""
-    tau_s: float
-    """The largest synaptic time constant."""
-    rate: float
-    """Spikes per neuron and step."""
-    recent_rate: float
-    """The same over the last passes, at most 16."""
-    silent: float
-    """Share of the neurons that have not fired at all."""
-    saturated: float
-    """Share of the neurons that fired at 95 % of the steps or more."""
-    silent_samples: float
-    """Share of the samples in the last passes for which no neuron of the layer fired."""
-    slopes_at_limit: float
-    """Share of the spikes whose 1/Δu the event rule clamps at its limit."""
-    slopes_at_zero: float
-    """Share of the spikes whose 1/Δu it clamps at 0, as the potential fell."""
-    time_slopes_at_zero: float
-    """Share of the spikes that hand no gradient to earlier spikes, as their gradient trace is negative."""
-    weight_gradient: float
-    """Norm of the gradient of the layer's weights, mean of the last passes."""
-    spike_gradient: float
-    """Norm of the gradient at its spikes, mean of the last passes."""
-    weight_growth: float
-    """Norm of its weights, divided by that at the start, or of rows of length 1 where that is more."""
-    finite_weights: bool
-    """Whether they hold neither NaN nor infinity."""
-    bad_inputs: int
-    """Passes whose inputs held NaN or infinity."""
-    zero_inputs: bool
-    """Whether all inputs of the last passes were 0."""
-    same_samples: bool
-    """Whether in each pass with several samples these were equal, though steps differed."""
-    single_step: bool
-    """Whether each pass was one step without a state."""
-    origins: frozenset[str]
-    """What its inputs were computed from, as autograd knows: ``"spikes"``, ``"parameters"`` of ordinary modules."""
-    by_value: bool
-    """Whether its inputs receive the derivative with respect to their value rather than the time path."""
-
-    @property
-    def title(self) -> str:
-        """How sentences name it."""
-        return f"layer {self.name!r} ({self.kind})" if self.name else f"the model, an {self.kind},"
-
-
-@dataclass(frozen=True)
-class LearningReport:
-    """What losses and predictions came to."""
-
-    steps: int
-    """How many were observed."""
-    first_loss: float
-    """Mean over the first tenth of the last steps, at most 1000; nan without losses."""
-    last_loss: float
-    """Mean over the last tenth."""
-    finite: bool
-    """Whether every loss was."""
-    samples: int
-    """Predictions to which the rest refers: of the later half of the last steps."""
-    correct: int
-    """How many were right."""
-    most_frequent: float
-    """Share of the most frequent label: the accuracy of always naming it."""
-    predicted: int = -1
-    """The class that was predicted most."""
-    predicted_share: float = math.nan
-    """How often."""
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether naming the most frequent class would be as accurate by chance, in 1 of 1000 cases or more.
-
-        A one-sided binomial test: P(X ≥ correct) for X of `samples` trials of probability `most_frequent`.
-        """
-        return binomial_tail(self.correct, self.samples, self.most_frequent) > CHANCE_PROBABILITY
-
-
-def binomial_tail(successes: int, trials: int, probability: float) -> float:
-    """P(X ≥ successes) of a binomial variable.
-
-    Example:
-        >>> round(binomial_tail(2, 3, 0.5), 6)
-        0.5
-    """
-    if successes <= 0 or probability >= 1:
-        return 1.0
-    if probability <= 0:
-        return 0.0
-    k = torch.arange(successes, trials + 1, dtype=torch.float64)
-    n = torch.tensor(float(trials), dtype=torch.float64)
-    logs = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    logs += k * math.log(probability) + (n - k) * math.log1p(-probability)
-    return min(1.0, float(logs.exp().sum()))
 
 
 def find_in_layers(layers: Sequence[LayerReport]) -> Iterator[Finding]:
@@ -360,46 +230,6 @@ def _find_in_gradients(layers: Sequence[LayerReport]) -> Iterator[Finding]:
             f"{_sentence(layer.title)} receives a gradient of {before:.1e} at its spikes, {behind.title} behind it "
             f"{after:.1e}: it {verb} between them.",
             remedy,
-        )
-
-
-def find_in_learning(learning: LearningReport | None) -> Iterator[Finding]:
-    """What is conspicuous in losses and predictions."""
-    if learning is None:
-        return
-    lower = "Lower the learning rate and start again."
-    if not learning.finite:
-        yield Finding("bad loss", None, "The loss became NaN or infinite.", lower)
-        return
-    enough = learning.steps >= FEWEST_STEPS
-    falls = learning.last_loss < 0.9 * learning.first_loss
-    judged = enough and learning.samples >= FEWEST_SAMPLES
-    chance = judged and learning.at_chance
-    losses = f"from {learning.first_loss:.3g} to {learning.last_loss:.3g} in {learning.steps} steps"
-    if chance:
-        yield Finding(
-            "chance",
-            None,
-            f"{f'The loss falls, {losses}, but the' if falls else 'The'} accuracy of the last {learning.samples} "
-            f"predictions, {learning.correct / learning.samples:.1%}, is that of chance: always naming the most "
-            f"frequent class is right in {learning.most_frequent:.1%}.",
-            "Check that labels belong to their samples (shuffled together, the same order), and that batch and time "
-            "are not swapped; then try another learning rate.",
-        )
-    elif enough and not falls and not math.isnan(learning.last_loss) and not (judged and not learning.at_chance):
-        yield Finding(
-            "no descent",
-            None,
-            f"The loss does not fall: {losses}.",
-            "Try another learning rate, ten times lower first; check that the optimizer holds the model's parameters.",
-        )
-    if judged and learning.predicted_share > max(0.95, learning.most_frequent + 0.05):
-        yield Finding(
-            "one class",
-            None,
-            f"Of the last {learning.samples} predictions {learning.predicted_share:.0%} name class "
-            f"{learning.predicted}, the most frequent label has {learning.most_frequent:.0%}.",
-            "Look whether the output layer fires (output=True under the event rule), and lower the learning rate.",
         )
 
 

@@ -1,11 +1,4 @@
-"""How exact the event-driven gradient is, and which of its published choices costs how much: `srm-triton audit`.
-
-In the networks of `srm_triton.audit_networks`, the gradient by the package, by the rule written out
-(`srm_triton.event_rule`), where single choices can be switched, and by finite differences, with steps of 1/n in place
-of 1, is compared with the exact one of continuous time (`srm_triton.eventprop`): for the first layer's weights, whose
-gradient has passed through the whole of the network. The error is ‖g − exact‖/‖exact‖, the cosine that of the angle
-between both; medians over the seeds.
-"""
+"""How exact the event-driven gradient is, and which of its published choices costs how much: `srm-triton audit`."""
 
 import itertools
 import math
@@ -18,19 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srm_triton.audit_networks import (
-    NETWORKS,
-    Case,
-    Network,
-    draw,
+from srm_triton.audit.event_rule import Rule
+from srm_triton.audit.gradients import (
     exact_differences,
     exact_gradients,
     interpolated_differences,
     package_gradients,
     rule_gradients,
 )
+from srm_triton.audit.networks import NETWORKS, Case, Network, draw
 from srm_triton.checks import check_number
-from srm_triton.event_rule import Rule
 
 REFINEMENTS = (1, 2, 4, 8, 16, 32, 64)
 
