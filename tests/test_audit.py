@@ -183,6 +183,17 @@ def test_audit_reports(few, capsys, tmp_path, number_of_threads):
     assert len(widths) == 2  # one for each table
 
 
+def test_audit_needs_no_gradients_to_be_on_and_draws_no_global_numbers():
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert audit(**FEW) == audit(**FEW)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_audit_of_nothing_does_not_pass():
+    assert passing().passed and not passing(convergence=[]).passed
+
+
 def test_audit_is_the_same_every_time():
     assert audit(**FEW) == audit(**FEW)
 
@@ -231,6 +242,7 @@ def test_what_passes():
         ({"seeds": 2.0}, TypeError, "seeds must be an int, got 2.0"),
         ({"refinements": (1, 2, 4)}, ValueError, r"refinements must be four or more, .* got \(1, 2, 4\)"),
         ({"refinements": (1, 2, 4, 9)}, ValueError, "each twice the one before"),
+        ({"networks": ()}, ValueError, "networks must hold at least one"),
         ({"refinements": (0, 0, 0, 0)}, ValueError, "refinements must be finite and ≥ 1, got 0"),
     ],
 )

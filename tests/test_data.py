@@ -525,3 +525,12 @@ sys.modules.update(dict.fromkeys(("numpy", "PIL", "h5py", "sklearn")))
 import srm_triton, srm_triton.data
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("classes", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), ("3", TypeError), (3.0, TypeError)]
+)
+def test_numbers_of_classes_that_cannot_be(classes, error, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays())
+    with pytest.raises(error, match="classes must be"):
+        load_npz(tmp_path / "data.npz", classes=classes)

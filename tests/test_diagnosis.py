@@ -18,6 +18,7 @@ from srm_triton import (
     SRMLinear,
     SRMNeuron,
     SRMParameters,
+    SRMReadout,
     SRMRecurrent,
     calibrate_gain,
     predict,
@@ -27,6 +28,7 @@ from srm_triton import (
 from srm_triton.data import load_digits
 from srm_triton.diagnosis import LearningReport, find_in_learning
 from srm_triton.diagnosis.learning import binomial_tail
+from srm_triton.layers import spiking_layers
 from srm_triton.training import TrainingConfig, TrainingRun
 
 COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own
@@ -185,6 +187,37 @@ def test_measures(batch_first, gradient):
                         count, clamped, u, s = count + 1, clamped + (u - previous <= 0.25), 0.0, 0.0
     assert 0 < clamped < count and report.slopes_at_limit == pytest.approx(clamped / count, abs=1e-12)
     assert report.slopes_at_zero == report.time_slopes_at_zero == 0
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_one_neuron_a_sample(batch_first):
+    """A current without an axis of features."""
+    neuron, current = SRMNeuron(batch_first=batch_first), torch.ones(4, 6)
+    current[1] = 0
+    with watch(neuron, show=None) as watcher:
+        spikes = neuron(current if batch_first else current.t())
+    (report,) = watcher.report().layers
+    assert report.rate == spikes.mean().item() > 0 and report.silent_samples == 0.25 and report.silent == 0
+
+
+class Block(nn.Module):
+    """Neurons alone, in a module that calls them as layers of the package do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.neuron = nn.Linear(64, 8), SRMNeuron()
+
+    def forward(self, inputs):
+        return self.neuron(self.fc(inputs))
+
+
+def test_which_layers_spike():
+    model = nn.Sequential(Block(), SRMRecurrent(8, 4), SRMConv2d(1, 1, 1), SRMReadout(4, 2))
+    assert [name for name, _ in spiking_layers(model)] == ["0.neuron", "1", "2"]
+    assert calibrate_gain(Block(), encode(IMAGES[:64])).keys() == {"neuron"}
+    for function in (lambda model: calibrate_gain(model, torch.rand(1, 2, 3)), lambda model: watch(model).__enter__()):
+        with pytest.raises(ValueError, match="model must contain a spiking layer"):
+            function(SRMReadout(3, 2))
 
 
 def test_slopes_at_zero_of_a_state_above_the_threshold():
@@ -383,6 +416,12 @@ def test_observing():
         assert (learning.samples, learning.correct, learning.most_frequent) == (6, 3, 0.5)
         watcher.observe(loss=torch.tensor(torch.nan))
         assert "bad loss" in kinds(watcher.report())
+
+
+def test_observing_nothing():
+    with watch(network(), show=None) as watcher:
+        watcher.observe(predictions=torch.tensor([]).long(), labels=torch.tensor([]).long())
+    assert watcher.report().learning.samples == 0
 
 
 @pytest.mark.parametrize(

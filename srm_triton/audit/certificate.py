@@ -100,7 +100,7 @@ class Audit(NamedTuple):
         """Whether EventProp is exact, the package follows the rule, and that without choices converges to EventProp."""
         rows = [row for row in self.convergence if (row.gradient, row.reference) == ("no choice", "EventProp")]
         converge = all(row.errors[-1] < 0.1 and row.order > 0.7 for row in rows)
-        return self.eventprop_error < 1e-7 and self.package_error < 1e-10 and converge
+        return bool(rows) and self.eventprop_error < 1e-7 and self.package_error < 1e-10 and converge
 
 
 def audit(
@@ -119,7 +119,7 @@ def audit(
 
     Raises:
         TypeError: if a number is no int.
-        ValueError: if `seeds` is below 1, or `refinements` are others.
+        ValueError: if `seeds` is below 1, there are no `networks`, or `refinements` are others.
 
     Example:
         >>> result = audit(3, NETWORKS[:1], refinements=(8, 16, 32, 64))
@@ -127,6 +127,8 @@ def audit(
         [True, True]
     """
     check_number("seeds", seeds, 1, whole=True)
+    if not networks:
+        raise ValueError("networks must hold at least one, got none")
     for n in refinements:
         check_number("refinements", n, 1, whole=True)
     if len(refinements) < 4 or any(2 * n != finer for n, finer in itertools.pairwise(refinements)):

@@ -139,6 +139,8 @@ def _time_gradients(spikes: Tensor, coefficients: Tensor) -> Tensor:
     return torch.where((spikes != 0) | ~(spikes != 0).any(1, keepdim=True), found, 0)
 
 
+@torch.enable_grad()
+@torch.random.fork_rng(devices=[])  # layers draw weights before they are given
 def package_gradients(case: Case, refinement: int, *, published: bool) -> list[Tensor]:
     """The package's gradient of each layer's weights.
 

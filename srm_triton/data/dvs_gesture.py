@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from srm_triton.checks import check_option
 from srm_triton.data.aedat import read_aedat
 from srm_triton.data.events import Events
 from srm_triton.data.files import DataError, find_file
@@ -43,6 +44,7 @@ class DVSGesture(Dataset[tuple[Any, int]]):
         classes: 11.
 
     Raises:
+        ValueError: if `train` is no bool.
         FileNotFoundError: if a file is missing.
         DataError: if a file is not what its name says; on access to a sample also as `read_aedat`, which includes a
             gesture without an event, and for one beyond 128 by 128 pixels.
@@ -53,6 +55,7 @@ class DVSGesture(Dataset[tuple[Any, int]]):
     def __init__(
         self, folder: str | Path, *, train: bool = True, transform: Callable[[Events], Any] | None = None
     ) -> None:
+        check_option("train", train, (False, True))
         self.transform = transform
         self.gestures: list[_Gesture] = []
         labels: list[int] = []

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from srm_triton.checks import check_option
 from srm_triton.data.events import Events
 from srm_triton.data.files import DataError, read_bytes
 
@@ -53,6 +54,7 @@ class NMNIST(Dataset[tuple[Any, int]]):
         classes: 10.
 
     Raises:
+        ValueError: if `train` is no bool.
         FileNotFoundError: if a folder is missing.
         DataError: if a folder has no recording; on access to a sample as `read_nmnist`.
     """
@@ -62,6 +64,7 @@ class NMNIST(Dataset[tuple[Any, int]]):
     def __init__(
         self, folder: str | Path, *, train: bool = True, transform: Callable[[Events], Any] | None = None
     ) -> None:
+        check_option("train", train, (False, True))
         self.transform = transform
         self.paths: list[Path] = []
         labels: list[int] = []
@@ -69,7 +72,7 @@ class NMNIST(Dataset[tuple[Any, int]]):
             place = Path(folder) / ("Train" if train else "Test") / str(label)
             if not place.is_dir():
                 raise FileNotFoundError(f"{place}: expected a folder of N-MNIST's recordings of {label}, found none")
-            paths = sorted(path for path in place.iterdir() if path.name.endswith((".bin", ".bin.gz")))
+            paths = sorted(path for path in place.glob("[!.]*") if path.name.endswith((".bin", ".bin.gz")))
             if not paths:
                 raise DataError(f"{place}: expected recordings of the class {label}, found no file .bin")
             self.paths += paths

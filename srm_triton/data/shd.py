@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from srm_triton.checks import check_option
 from srm_triton.data.events import UnitEvents
 from srm_triton.data.files import DataError, find_file, optional_module, read_bytes
 
@@ -34,6 +35,7 @@ class SHD(Dataset[tuple[Any, int]]):
         classes: 20: zero to nine in German, then in English.
 
     Raises:
+        ValueError: if `train` is no bool.
         ModuleNotFoundError: without h5py.
         FileNotFoundError: if the file is missing.
         DataError: if it is damaged or holds something else, also on access to a sample.
@@ -45,6 +47,7 @@ class SHD(Dataset[tuple[Any, int]]):
     def __init__(
         self, folder: str | Path, *, train: bool = True, transform: Callable[[UnitEvents], Any] | None = None
     ) -> None:
+        check_option("train", train, (False, True))
         self.transform = transform
         path = Path(folder) / f"shd_{'train' if train else 'test'}.h5"
         found = find_file(path)

@@ -75,7 +75,7 @@ class WatchedLayer:
             self.bad_inputs = self.bad_inputs + self._bad(_RECENT)
         if not self.in_detail:
             return
-        silent = spikes.sum(time).flatten(1).count_nonzero(1) == 0
+        silent = spikes.sum(time).reshape(spikes.shape[batch], -1).count_nonzero(1) == 0
         self.silent_samples.append(silent.float().mean())
         if inputs.shape[batch] > 1 and self.shape[time] > 1:
             swapped = self._all_the_same(inputs, batch) & ~self._all_the_same(inputs, time)

@@ -105,7 +105,7 @@ class Learning:
         losses = [float(loss) for loss in self.losses]
         part = max(1, len(losses) // 10)
         first, last = (sum(some) / len(some) if some else math.nan for some in (losses[:part], losses[-part:]))
-        later = list(self.predictions)[len(self.predictions) // 2 :]
+        later = [pair for pair in list(self.predictions)[len(self.predictions) // 2 :] if len(pair[0])]
         samples = correct = predicted = 0
         most_frequent = predicted_share = math.nan
         if later:

@@ -13,7 +13,7 @@ from srm_triton.diagnosis.findings import find_in_layers
 from srm_triton.diagnosis.layer import WatchedLayer
 from srm_triton.diagnosis.learning import Learning, find_in_learning
 from srm_triton.diagnosis.report import Report, healthy
-from srm_triton.functions import transforms_active
+from srm_triton.functions import traced
 from srm_triton.layers import SRMLayer, spiking_layers
 
 _SPIKES = "srm_triton.spikes"  # marks the node of autograd that made them
@@ -26,9 +26,8 @@ class _Hook:
         self.measure = measure
 
     def __call__(self, *arguments: Any) -> None:
-        if torch.compiler.is_compiling() or transforms_active():
-            return
-        self.measure(*arguments)
+        if not traced():
+            self.measure(*arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, (_ignore,)
