@@ -432,9 +432,13 @@ def test_image_folders_of_other_content(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="b: expected at least one image of the class, found none"):
         load_image_folder(tmp_path)
     write_image(tmp_path / "b/1.png")
-    for fraction, message in ((0.1, "must leave an image for testing, got 0.1 of 2"), (0.5, "leave each of 2 classes")):
-        with pytest.raises(ValueError, match=message):
+    for fraction in (0.1, 0.5, 0.9):
+        with pytest.raises(
+            ValueError, match=f"test_fraction must leave each class and part .*, got {fraction} of 2 images"
+        ):
             load_image_folder(tmp_path, test_fraction=fraction)
+    with pytest.raises(ValueError, match="seed must be"):
+        load_image_folder(tmp_path, seed=-1)
     for fraction, message in ((0, "test_fraction must be finite and > 0, got 0"), (1.0, "must be below 1, got 1.0")):
         with pytest.raises(ValueError, match=message):
             load_image_folder(tmp_path, test_fraction=fraction)

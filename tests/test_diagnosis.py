@@ -352,6 +352,19 @@ def test_rules(model, expected):
     assert found == ({expected} if expected else set())
 
 
+@pytest.mark.parametrize(
+    ("behind", "remedy"),
+    [([], "output=True"), ([nn.Linear(10, 10)], "output=True"), ([SRMReadout(10, 10)], "calibrate_gain")],
+)
+def test_what_to_try_where_the_last_layer_is_silent(behind, remedy):
+    layer = SRMLinear(64, 10)
+    nn.init.constant_(layer.norm_weight, 0.35 * 0.15)
+    inputs = INPUTS.clone()
+    inputs[0] *= 100
+    (finding,) = (f for f in run(nn.Sequential(layer, *behind), inputs).findings if f.kind == "output")
+    assert remedy in finding.remedy
+
+
 def test_a_network_that_falls_silent_is_said_while_it_trains():
     model, said = calibrated(network()), []
     with watch(model, show=said.append):

@@ -17,8 +17,8 @@ SLOW_SYNAPSE = 10.0  # time constants in a sequence
 CHANCE_PROBABILITY = 1e-3  # below, accuracy is no chance
 
 
-def find_in_layers(layers: Sequence[LayerReport]) -> Iterator[Finding]:
-    """What is conspicuous in the layers that ran, in their order."""
+def find_in_layers(layers: Sequence[LayerReport], *, readout: bool = False) -> Iterator[Finding]:
+    """What is conspicuous in the layers that ran, in their order; whether an `SRMReadout` follows them."""
     if not layers:
         yield Finding(
             "unseen",
@@ -34,7 +34,7 @@ def find_in_layers(layers: Sequence[LayerReport]) -> Iterator[Finding]:
         yield from _find_in_spikes(layer, last=number == len(layers) - 1)
         yield from _find_in_rules(layer)
         dead = dead or layer.recent_rate == 0
-    yield from _find_in_output(layers[-1])
+    yield from _find_in_output(layers[-1], readout)
     yield from _find_in_gradients(layers)
     rules = {layer.gradient: layer for layer in reversed(layers)}
     if len(rules) > 1:
@@ -48,74 +48,61 @@ def find_in_layers(layers: Sequence[LayerReport]) -> Iterator[Finding]:
 
 
 def _find_in_inputs(layer: LayerReport, *, first: bool, behind_dead: bool) -> Iterator[Finding]:
-    title = _sentence(layer.title)
     if layer.bad_inputs:
-        yield Finding(
+        yield layer.finding(
             "bad inputs",
-            layer.name,
-            f"{title} received NaN or infinity in {layer.bad_inputs} of {layer.passes} passes; NaN silences neurons.",
+            f"received NaN or infinity in {layer.bad_inputs} of {layer.passes} passes; NaN silences neurons.",
             "Look for missing values in the data, or a division by a deviation of 0 where they are standardised."
             if first
             else "Lower the learning rate, if the modules before it diverged, and clip their gradient.",
         )
     if layer.zero_inputs and not behind_dead:
-        yield Finding(
-            "zero inputs", layer.name, f"{title} received nothing but zeros.", "Look at what the data loader returns."
-        )
+        yield layer.finding("zero inputs", "received nothing but zeros.", "Look at what the data loader returns.")
     if layer.same_samples:
-        yield Finding(
+        yield layer.finding(
             "axes",
-            layer.name,
-            f"{title} received samples that are all the same, though time steps differ: batch and time are swapped.",
+            "received samples that are all the same, though time steps differ: batch and time are swapped.",
             "Pass inputs as [batch, time, …], or make every layer with batch_first=False.",
         )
     if layer.single_step:
-        yield Finding(
+        yield layer.finding(
             "one step",
-            layer.name,
-            f"{title} received a single time step, in which neurons have no time to integrate.",
+            "received a single time step, in which neurons have no time to integrate.",
             "Repeat the inputs over T = 4 to 16 steps, images[:, None].expand(-1, 8, -1), or hand on the state from "
             "step to step.",
         )
 
 
 def _find_in_spikes(layer: LayerReport, *, last: bool) -> Iterator[Finding]:
-    title = _sentence(layer.title)
-    slow = layer.tau_s > SLOW_SYNAPSE * layer.steps and not layer.single_step
-    if slow:
-        yield Finding(
+    if layer.tau_s > SLOW_SYNAPSE * layer.steps and not layer.single_step:
+        yield layer.finding(
             "slow",
-            layer.name,
-            f"{title} has a synaptic time constant of {layer.tau_s:g} steps in sequences of {layer.steps}, in which "
+            f"has a synaptic time constant of {layer.tau_s:g} steps in sequences of {layer.steps}, in which "
             "its potential hardly rises.",
-            f"Choose time constants of the order of the sequence or below, such as SRMParameters(tau_m="
-            f"{max(2.0, layer.steps / 2):g}, tau_s={max(1.5, layer.steps / 4):g}).",
+            f"Choose constants that suit the sequence, time_constants(steps={layer.steps}, channels=…).",
         )
     if layer.recent_rate == 0 and not layer.zero_inputs:
         fell = layer.rate > 0
         stays = "" if layer.gradient == "surrogate" or layer.output else " and receives no gradient by which it could"
         behind = "" if last else "; layers behind it receive nothing"
-        yield Finding(
+        yield layer.finding(
             "dead",
-            layer.name,
-            f"{title} {'fell silent' if fell else 'does not fire'}{stays}{behind}.",
+            f"{'fell silent' if fell else 'does not fire'}{stays}{behind}.",
             "Lower the learning rate or clip the gradient, and start again."
             if fell
             else "Call calibrate_gain(model, inputs) before training, lower the threshold, or, if it fired before, the "
             'learning rate; with gradient="surrogate" silent neurons learn too.',
         )
     elif layer.recent_rate > 0 and layer.silent > MOSTLY_SILENT:
-        yield Finding(
+        yield layer.finding(
             "mostly silent",
-            layer.name,
-            f"{title} has never fired with {layer.silent:.0%} of its neurons.",
+            f"has never fired with {layer.silent:.0%} of its neurons.",
             "Call calibrate_gain(model, inputs) before training, or lower the threshold or the learning rate.",
         )
     if layer.recent_rate > SATURATED:
-        yield Finding(
+        yield layer.finding(
             "saturated",
-            layer.name,
-            f"{title} fires {layer.recent_rate:.2f} spikes per neuron and step, {layer.saturated:.0%} of its neurons "
+            f"fires {layer.recent_rate:.2f} spikes per neuron and step, {layer.saturated:.0%} of its neurons "
             "at nearly every step, which tells nothing.",
             "Call calibrate_gain(model, inputs) before training, raise the threshold, or lower the learning rate.",
         )
@@ -124,46 +111,40 @@ def _find_in_spikes(layer: LayerReport, *, last: bool) -> Iterator[Finding]:
 def _find_in_rules(layer: LayerReport) -> Iterator[Finding]:
     if layer.gradient != "event":
         return
-    title = _sentence(layer.title)
     if layer.by_value and "spikes" in layer.origins:
-        yield Finding(
+        yield layer.finding(
             "between",
-            layer.name,
-            f"{title} passes the event rule's gradient for weights on to the spikes of layers before it, which need "
+            "passes the event rule's gradient for weights on to the spikes of layers before it, which need "
             "that for their times.",
             'Put the map between both into one layer, SRMLinear, SRMConv2d or SRMAffine (with input_gradient="time"), '
             'or choose gradient="surrogate" in all layers.',
         )
     if layer.time_slopes_at_zero > CLAMPED:
-        yield Finding(
+        yield layer.finding(
             "no time gradient",
-            layer.name,
-            f"{title} hands no gradient to the layers before it at {layer.time_slopes_at_zero:.0%} of its spikes, as "
+            f"hands no gradient to the layers before it at {layer.time_slopes_at_zero:.0%} of its spikes, as "
             "their gradient trace is negative.",
             'Choose a tau_g nearer to tau_s in SRMParameters, or gradient="surrogate" in all layers.',
         )
     if layer.slopes_at_zero > CLAMPED:
-        yield Finding(
+        yield layer.finding(
             "clamped slopes",
-            layer.name,
-            f"{title} has a falling potential at {layer.slopes_at_zero:.0%} of its spikes, which then teach nothing.",
+            f"has a falling potential at {layer.slopes_at_zero:.0%} of its spikes, which then teach nothing.",
             "Look at the state that is handed in: its potential lies above the threshold.",
         )
     elif layer.slopes_at_limit > CLAMPED:
-        yield Finding(
+        yield layer.finding(
             "clamped slopes",
-            layer.name,
-            f"{title} clamps 1/Δu at its limit for {layer.slopes_at_limit:.0%} of its spikes: the potential creeps "
+            f"clamps 1/Δu at its limit for {layer.slopes_at_limit:.0%} of its spikes: the potential creeps "
             "over the threshold.",
             "Choose smaller time constants, call calibrate_gain(model, inputs) with more spikes_per_neuron, or raise "
             "membrane_slope_limit in SRMParameters.",
         )
     if not layer.by_value and "parameters" in layer.origins:
         spikes = "spikes" in layer.origins
-        yield Finding(
+        yield layer.finding(
             "between",
-            layer.name,
-            f"{title} has inputs that ordinary modules with parameters computed, which receive the gradient for "
+            "has inputs that ordinary modules with parameters computed, which receive the gradient for "
             "spike times instead of the derivative.",
             'Put what stands between spiking layers into SRMAffine, or choose gradient="surrogate" in all layers.'
             if spikes
@@ -171,35 +152,34 @@ def _find_in_rules(layer: LayerReport) -> Iterator[Finding]:
         )
 
 
-def _find_in_output(layer: LayerReport) -> Iterator[Finding]:
-    if layer.gradient == "event" and not layer.output and layer.silent_samples > SILENT_SAMPLES:
-        if math.isnan(layer.spike_gradient):  # not trained
-            return
+def _find_in_output(layer: LayerReport, readout: bool) -> Iterator[Finding]:
+    trained = not math.isnan(layer.spike_gradient)
+    if layer.gradient == "surrogate" or layer.output or layer.silent_samples <= SILENT_SAMPLES or not trained:
+        return
+    if readout:
+        remedy = "Call calibrate_gain(model, inputs) before training; behind a silent layer only the read-out learns."
+    elif layer.kind == "SRMRecurrent":
+        remedy = "Let an SRMLinear(…, output=True) follow it, whose silent neurons learn."
+    else:
         remedy = "Make it with output=True: silent neurons of the layer that a loss looks at learn then."
-        if layer.kind == "SRMRecurrent":
-            remedy = "Let an SRMLinear(…, output=True) follow it, whose silent neurons learn."
-        yield Finding(
-            "output",
-            layer.name,
-            f"{_sentence(layer.title)} is the last, and stays silent for {layer.silent_samples:.0%} of the samples, "
-            "which then teach nothing.",
-            remedy,
-        )
+    yield layer.finding(
+        "output",
+        f"is the last, and stays silent for {layer.silent_samples:.0%} of the samples, which then teach nothing.",
+        remedy,
+    )
 
 
 def _find_in_gradients(layers: Sequence[LayerReport]) -> Iterator[Finding]:
     lower = "Lower the learning rate and start again; clip the gradient (torch.nn.utils.clip_grad_norm_)."
     for layer in layers:
-        title = _sentence(layer.title)
         if not layer.finite_weights:
-            yield Finding("bad weights", layer.name, f"{title} has weights that are NaN or infinite.", lower)
+            yield layer.finding("bad weights", "has weights that are NaN or infinite.", lower)
         elif math.isinf(layer.weight_gradient) or math.isinf(layer.spike_gradient):
-            yield Finding("bad gradient", layer.name, f"{title} received a gradient that is NaN or infinite.", lower)
+            yield layer.finding("bad gradient", "received a gradient that is NaN or infinite.", lower)
         if layer.weight_growth > WEIGHT_GROWTH:
-            yield Finding(
+            yield layer.finding(
                 "growth",
-                layer.name,
-                f"{title} has weights {layer.weight_growth:.0f} times as large as at the start.",
+                f"has weights {layer.weight_growth:.0f} times as large as at the start.",
                 "Lower the learning rate, or decay the weights.",
             )
     trained = [layer for layer in layers if not math.isnan(layer.spike_gradient)]
@@ -224,14 +204,9 @@ def _find_in_gradients(layers: Sequence[LayerReport]) -> Iterator[Finding]:
             )
         else:
             continue
-        yield Finding(
+        yield layer.finding(
             kind,
-            layer.name,
-            f"{_sentence(layer.title)} receives a gradient of {before:.1e} at its spikes, {behind.title} behind it "
+            f"receives a gradient of {before:.1e} at its spikes, {behind.title} behind it "
             f"{after:.1e}: it {verb} between them.",
             remedy,
         )
-
-
-def _sentence(title: str) -> str:
-    return title[0].upper() + title[1:]

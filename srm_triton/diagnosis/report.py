@@ -68,6 +68,10 @@ class LayerReport:
         """How sentences name it."""
         return f"layer {self.name!r} ({self.kind})" if self.name else f"the model, an {self.kind},"
 
+    def finding(self, kind: str, message: str, remedy: str) -> Finding:
+        """A finding whose message begins with the layer."""
+        return Finding(kind, self.name, f"{self.title[0].upper()}{self.title[1:]} {message}", remedy)
+
 
 @dataclass(frozen=True)
 class Report:

@@ -15,6 +15,7 @@ from srm_triton.diagnosis.learning import Learning, find_in_learning
 from srm_triton.diagnosis.report import Report, healthy
 from srm_triton.functions import traced
 from srm_triton.layers import SRMLayer, spiking_layers
+from srm_triton.readout import SRMReadout
 
 _SPIKES = "srm_triton.spikes"  # marks the node of autograd that made them
 
@@ -40,8 +41,10 @@ def _ignore(*arguments: Any) -> None:
 class Watcher:
     """What `watch` hands to its block."""
 
-    def __init__(self, layers: list[WatchedLayer], show: Callable[[str], object] | None, every: int) -> None:
-        self._layers, self._show, self._every = layers, show, every
+    def __init__(self, model: nn.Module, show: Callable[[str], object] | None, every: int) -> None:
+        self._layers = [WatchedLayer(name, layer) for name, layer in spiking_layers(model)]
+        self._readout = any(isinstance(module, SRMReadout) for module in model.modules())
+        self._show, self._every = show, every
         self._ran: list[WatchedLayer] = []  # in the order in which they first ran
         self._learning = Learning()
         self._shown: set[tuple[str, str | None]] = set()
@@ -68,7 +71,7 @@ class Watcher:
         """What was seen so far."""
         layers = tuple(layer.report() for layer in self._ran)
         learning = self._learning.report()
-        findings = list(find_in_layers(layers))
+        findings = list(find_in_layers(layers, readout=self._readout))
         if self._batches is not None and not any(finding.kind == "axes" for finding in findings):
             findings.append(self._batches)
         return Report(layers, learning, (*findings, *find_in_learning(learning)))
@@ -194,7 +197,7 @@ def watch(model: nn.Module, *, show: Callable[[str], object] | None = print, eve
                 f"model must not be compiled, as compiled code runs no hooks, got torch.compile at "
                 f"{name or 'the model itself'!r}; watch and call the module that was compiled, for a few batches"
             )
-    watcher = Watcher([WatchedLayer(name, layer) for name, layer in spiking_layers(model)], show, every)
+    watcher = Watcher(model, show, every)
     with contextlib.ExitStack() as stack:
         watcher._attach(stack)
         try:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from srm_triton.checks import check_entries, check_labels, check_option, check_tensor, time_axes
 
-_POTENTIALS = "; potentials of an SRMReadout go into stepwise_cross_entropy or a loss of their mean over time"
+_POTENTIALS = (
+    "; potentials of an SRMReadout go into stepwise_cross_entropy, or their mean into F.cross_entropy and argmax"
+)
 
 
 def as_trains(outputs: Any, batch_first: bool) -> Tensor:
