@@ -96,7 +96,9 @@ def test_every_layout():
     assert half.dtype == torch.float32 and torch.equal(half, srm_membrane(current.bfloat16().float(), parameters))
     empty, unchanged = srm_membrane(current[:, :0], parameters, state, return_state=True)
     assert empty.shape == (3, 0, 2, 4) and torch.equal(unchanged.membrane, state.membrane)
+    assert not unchanged.gradient_trace.any() and torch.equal(unchanged.synapse, state.synapse)
     assert not srm_membrane(current[:, :0], return_state=True)[1].membrane.any()
+    assert torch.equal(srm_membrane(current, parameters, tuple(state)), membrane)
 
 
 def test_a_sequence_in_pieces():

@@ -87,7 +87,7 @@ class Audit(NamedTuple):
     refinements: tuple[int, ...]
     """The numbers n of the steps 1/n."""
     eventprop_error: float
-    """The largest error of EventProp against finite differences of exact spike times."""
+    """The largest error of EventProp against finite differences of exact spike times, in one network of each kind."""
     package_error: float
     """The largest difference of a gradient of the package from the rule written out."""
     convergence: list[Convergence]

@@ -76,8 +76,8 @@ class Learning:
         self.finite: Tensor | bool = True
         self.predictions = deque[tuple[Tensor, Tensor]](maxlen=_RECENT_STEPS)  # and labels
 
-    def observe(self, loss: Any, predictions: Any, labels: Any) -> bool:
-        """As `Watcher.observe`; returns whether there are labels."""
+    def observe(self, loss: Any, predictions: Any, labels: Any) -> None:
+        """See `Watcher.observe`."""
         if (predictions is None) != (labels is None):
             raise ValueError(f"{'labels' if labels is None else 'predictions'} must be given too, got None")
         if loss is not None:
@@ -96,7 +96,6 @@ class Learning:
             self.losses.append(loss)
             self.finite = loss.isfinite() & self.finite
         self.steps += 1
-        return labels is not None
 
     def report(self) -> LearningReport | None:
         """What they came to; waits for the device."""

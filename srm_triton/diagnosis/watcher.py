@@ -64,8 +64,9 @@ class Watcher:
             TypeError: for a loss that is no number, or predictions or labels that are no tensors of integers.
             ValueError: for other shapes, or predictions without labels or the reverse.
         """
-        if self._learning.observe(loss, predictions, labels):
-            self._check_batch(len(self._learning.predictions[-1][1]))
+        self._learning.observe(loss, predictions, labels)
+        if labels is not None:
+            self._check_batch(len(labels))
 
     def report(self) -> Report:
         """What was seen so far."""
