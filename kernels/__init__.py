@@ -12,7 +12,7 @@ What every Triton kernel here keeps to:
 - A launcher checks nothing about its arguments: the operation in `srm_triton.ops` has done so.
 """
 
-SRM_SCAN_RULES = {"event": 0, "arctan": 1, "fast_sigmoid": 2}  # how a spike passes its gradient on
+SRM_SCAN_RULES = {"event": 0, "arctan": 1, "fast_sigmoid": 2, "original": 3}  # how a spike passes its gradient on
 SRM_SCAN_RISE = 0.05  # the rise of the potential at which a silent output neuron counts as firing, in the backward
 
 

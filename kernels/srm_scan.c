@@ -17,7 +17,7 @@
 typedef struct {
     int64_t outer, steps, inner, tile, channels, channel_stride;
     int64_t current_stride_outer, current_stride_time, grad_stride_outer, grad_stride_time;
-    int64_t rule; /* 0: event; surrogate: 1 arctan, 2 fast sigmoid */
+    int64_t rule; /* 0: event; surrogate: 1 arctan, 2 fast sigmoid; 3: original */
     double rise;  /* of the potential at which a silent output neuron counts as firing */
     const void *current, *constants, *initial, *grad_spikes, *grad_final;
     int32_t *events;
@@ -190,7 +190,7 @@ INLINE REAL TYPED(surrogate)(REAL v, REAL sharpness, int64_t rule)
 }
 
 /* One step back of a tile, from what the step forward left: its gradient and those of the state behind it in; both
-   paths, which are the gradients of s and g before it, and the gradient of u out. */
+   paths, and the gradient of the state before it, out. */
 INLINE void TYPED(step_back)(int64_t width, TYPED(Row) *restrict c, int each, int64_t rule, int learn,
                              const REAL *restrict grad, const REAL *restrict previous, const REAL *restrict synapse,
                              const REAL *restrict membrane, const REAL *restrict trace, const int32_t *restrict events,
@@ -204,12 +204,14 @@ INLINE void TYPED(step_back)(int64_t width, TYPED(Row) *restrict c, int each, in
         REAL u = membrane[i];
         int fired = u > OF(THRESHOLD);
         REAL w, v = 0;
-        if (rule == 0) {
+        if (rule == 0 || rule == 3) {
             int event = fired | (events[i] == t);
             w = grad[i] * TYPED(slope)(u - previous[i], OF(MEMBRANE_LIMIT));
-            v = grad[i] * TYPED(slope)(trace[i], OF(GRADIENT_LIMIT));
             w = event ? w : 0;
-            v = event ? v : 0;
+            if (rule == 0) {
+                v = grad[i] * TYPED(slope)(trace[i], OF(GRADIENT_LIMIT));
+                v = event ? v : 0;
+            }
         } else
             w = grad[i] * TYPED(surrogate)(u - OF(THRESHOLD), OF(SHARPNESS), rule);
         REAL p = w + (fired ? 0 : to->u[i]);
@@ -222,10 +224,11 @@ INLINE void TYPED(step_back)(int64_t width, TYPED(Row) *restrict c, int each, in
             sums->g[i] += -w;
         }
         REAL weight = p * OF(RISE) + q * OF(SYNAPSE_DECAY);
-        REAL time = r * OF(GRADIENT_DECAY);
+        REAL of_trace = r * OF(GRADIENT_DECAY), time = (p - q) * OF(RISE);
         to->u[i] = p * OF(MEMBRANE_DECAY);
         to->s[i] = weight_path[i] = weight;
-        to->g[i] = time_path[i] = time;
+        to->g[i] = of_trace;
+        time_path[i] = rule == 3 ? time : of_trace;
     }
 }
 
@@ -296,6 +299,8 @@ static void TYPED(backward_worker)(void *argument)
         TYPED(backward)(scan, 0, 0, 0);
     else if (scan->rule == 0)
         TYPED(backward)(scan, 1, 0, 1);
+    else if (scan->rule == 3)
+        TYPED(backward)(scan, 1, 3, 1);
     else if (scan->channels == 1 && !scan->grad_constants)
         TYPED(backward)(scan, 0, scan->rule, 0);
     else

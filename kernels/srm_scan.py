@@ -260,12 +260,13 @@ def srm_scan_backward_kernel(
         for k in tl.static_range(CHUNK):
             previous = state[0]
             s, u, g, fired, state = _step(state, inputs[k], values)
-            if RULE == 0:
+            if RULE == 0 or RULE == 3:
                 slope = _slope(u - previous, membrane_limit)
-                trace_slopes = trace_slopes + (_slope(g, gradient_limit),)
             else:
                 slope = _surrogate(u - threshold, sharpness, RULE)
             slopes = slopes + (slope * tl.where(fired, 1.0, -1.0),)
+            if RULE == 0:
+                trace_slopes = trace_slopes + (_slope(g, gradient_limit),)
             if LEARN:
                 before = before + (previous,)
                 synapses = synapses + (s,)
@@ -277,21 +278,23 @@ def srm_scan_backward_kernel(
             fired = _bits(slopes[k]) >= 0
             w = grads[k] * tl.abs(slopes[k])
             r = tl.where(fired, 0.0, to_g)
-            if RULE == 0:
+            if RULE == 0 or RULE == 3:
                 event = fired | (event_in_chunk == k)
                 w = tl.where(event, w, 0.0)
-                r = tl.where(event, grads[k] * trace_slopes[k] + r, r)
+                if RULE == 0:
+                    r = tl.where(event, grads[k] * trace_slopes[k] + r, r)
             p = w + tl.where(fired, 0.0, to_u)
             q = tl.where(fired, 0.0, to_s)
             weight = p * rise + q * synapse_decay
-            time = r * gradient_decay
+            of_trace = r * gradient_decay
+            time = (p - q) * rise if RULE == 3 else of_trace
             tl.store(weight_path + output, weight.to(weight_path.dtype.element_ty), mask=valid & (has_weight_path != 0))
             tl.store(time_path + output, time.to(time_path.dtype.element_ty), mask=valid & (has_time_path != 0))
             if LEARN:
                 to_membrane_decay += tl.where(valid & (p != 0.0), p * before[k], 0.0)
                 to_rise += tl.where(valid & (p != q), (p - q) * synapses[k], 0.0)
                 to_threshold -= tl.where(valid, w, 0.0)
-            to_u, to_s, to_g = _select(valid, (p * membrane_decay, weight, time), (to_u, to_s, to_g))
+            to_u, to_s, to_g = _select(valid, (p * membrane_decay, weight, of_trace), (to_u, to_s, to_g))
         # 1 > chunk in the first chunk; behind the loop, `n` would fit in no register
         if_first = (has_grad_initial > chunk) & (has_grad_initial != 0)
         _store_state(grad_initial, n, neurons, if_first, (to_u, to_s, to_g))

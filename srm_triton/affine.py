@@ -160,12 +160,12 @@ class Rules:
     @property
     def name(self) -> str:
         """The rule as the scan takes it."""
-        return self.gradient if self.gradient == "event" else self.surrogate
+        return self.surrogate if self.gradient == "surrogate" else self.gradient
 
     @property
     def splits(self) -> bool:
         """Whether inputs receive the time path."""
-        return self.gradient == "event" and self.input_gradient == "time"
+        return self.gradient != "surrogate" and self.input_gradient == "time"
 
 
 def map_inputs(

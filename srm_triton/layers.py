@@ -47,7 +47,8 @@ class SRMLayer(nn.Module):
     Args:
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         learn: which of them are learned, a value for each channel: any of ``"threshold"``, ``"tau_m"``, ``"tau_s"``.
-        gradient: ``"event"``, the rule for spike times, or ``"surrogate"``, backpropagation through time.
+        gradient: ``"event"``, the rule for spike times; ``"original"``, the same with the derivative of the neurons'
+            own response between spikes; or ``"surrogate"``, backpropagation through time.
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
         output: True for a layer whose spikes a loss looks at: in the backward of the event rule, its silent neurons
             count as firing once, so that they learn.
@@ -194,6 +195,9 @@ class WeightedLayer(SRMLayer):
             deviation `norm_weight` (1 at first), two learned vectors. None, the default, for a fan-in of 3 or more:
             of one or two weights it would leave nothing to learn but the gain. A weight of exactly 0 counts as pruned
             and stays 0 in what is applied.
+        carry_scale: whether the threshold carries the scale, as in the code of Zhu et al., NeurIPS 2023: at each
+            forward in training, threshold, offset and bias are divided by the gain, which becomes 1, so that the
+            optimiser changes the scale by ratios. The neurons fire as before. A gain that is not above 0 stays.
         eps: added to the variance in the normalisation.
 
     Attributes:
@@ -202,14 +206,16 @@ class WeightedLayer(SRMLayer):
         norm_bias: offset of each channel; None without normalisation.
 
     Raises:
-        ValueError: for `weight_norm` with a fan-in of 1.
+        ValueError: for `weight_norm` with a fan-in of 1, or `carry_scale` without normalisation or with a threshold
+            that is learned.
     """
 
     weight: Tensor
     bias: Tensor | None
 
-    def _add_norm(self, weight_norm: bool | None = None, eps: float = 1e-5) -> None:
+    def _add_norm(self, weight_norm: bool | None, carry_scale: bool, eps: float) -> None:
         check_number("eps", eps, 0, above=True)
+        check_option("carry_scale", carry_scale, (False, True))
         if weight_norm is not None:
             check_option("weight_norm", weight_norm, (False, True))
         fan_in = self.weight[0].numel()
@@ -220,6 +226,11 @@ class WeightedLayer(SRMLayer):
         self.norm_weight = self.norm_bias = None
         if weight_norm or (weight_norm is None and not self.narrow):
             self.norm_weight, self.norm_bias = (nn.Parameter(self.weight.new_empty(len(self.weight))) for _ in range(2))
+        self.carry_scale = carry_scale
+        if carry_scale:
+            if self.norm_weight is None:
+                raise ValueError("carry_scale=True needs a normalised weight; pass weight_norm=True")
+            self.neuron.spread_threshold(len(self.weight))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -237,6 +248,25 @@ class WeightedLayer(SRMLayer):
         if self.bias is not None:
             deviation = 1.0 if self.narrow or self.norm_weight is not None else self.weight[0].numel() ** -0.5
             nn.init.normal_(self.bias, std=0.3 * deviation)
+
+    def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.carry_scale and self.training:
+            self._carry()
+        return super()._currents(inputs)
+
+    @torch.no_grad()
+    def _carry(self) -> None:
+        """Moves the scale of each channel's current into its threshold."""
+        if self.norm_weight is None:
+            return
+        gain = torch.where(self.norm_weight > 0, self.norm_weight, 1.0)
+        for vector in (self.neuron.threshold, *self._beside_gain()):
+            vector.div_(gain.to(vector.dtype))
+        self.norm_weight.div_(gain)
+
+    def _beside_gain(self) -> list[Tensor]:
+        """What the current of each channel is proportional to, beside the gain of the inputs' weight."""
+        return [vector for vector in (self.norm_bias, self.bias) if vector is not None]
 
     @staticmethod
     def _initialise(weight: Tensor, rule: Any) -> None:
@@ -269,8 +299,9 @@ class SRMLinear(WeightedLayer, nn.Linear):  # type: ignore[misc]
         out_features: number of neurons.
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         bias: whether the current has a learned bias.
-        weight_norm: as in `WeightedLayer`.
-        eps: as in `WeightedLayer`.
+        weight_norm: as in `WeightedLayer`; likewise the next two.
+        carry_scale: see `weight_norm`.
+        eps: see `weight_norm`.
         device: of the parameters, as in `torch.nn.Linear`.
         dtype: of the parameters.
         **options: as in `SRMLayer`.
@@ -296,6 +327,7 @@ class SRMLinear(WeightedLayer, nn.Linear):  # type: ignore[misc]
         *,
         bias: bool = False,
         weight_norm: bool | None = None,
+        carry_scale: bool = False,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -305,7 +337,7 @@ class SRMLinear(WeightedLayer, nn.Linear):  # type: ignore[misc]
             check_number(name, size, 1, whole=True)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._add_neurons(out_features, parameters, device, dtype, **options)
-        self._add_norm(weight_norm, eps)
+        self._add_norm(weight_norm, carry_scale, eps)
 
     def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
         inputs = prepare_inputs(inputs, self.weight, time_axes(self.batch_first, "in_features"))
@@ -339,6 +371,7 @@ class _SRMConvolution(WeightedLayer):
         bias: bool = False,
         padding_mode: str = "zeros",
         weight_norm: bool | None = None,
+        carry_scale: bool = False,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -355,7 +388,7 @@ class _SRMConvolution(WeightedLayer):
             in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype
         )  # fmt: skip
         self._add_neurons(out_channels, parameters, device, dtype, **options)
-        self._add_norm(weight_norm, eps)
+        self._add_norm(weight_norm, carry_scale, eps)
 
     def _map(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
         axes = time_axes(self.batch_first, f"in_channels, {', '.join(self.SPACE)}")
@@ -409,8 +442,9 @@ class SRMConv2d(_SRMConvolution, nn.Conv2d):  # type: ignore[misc]
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         bias: whether the current has a learned bias.
         padding_mode: as in `torch.nn.Conv2d`.
-        weight_norm: as in `WeightedLayer`, over a channel's whole kernel.
-        eps: as in `WeightedLayer`.
+        weight_norm: as in `WeightedLayer`, over a channel's whole kernel; likewise the next two.
+        carry_scale: see `weight_norm`.
+        eps: see `weight_norm`.
         device: of the parameters, as in `torch.nn.Conv2d`.
         dtype: of the parameters.
         **options: as in `SRMLayer`.

@@ -1,10 +1,11 @@
 """Networks from their notation in the papers, with the constants, gradients and read-out that learn best here."""
 
+import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
 from srm_triton.initialization import longest_time_constant, time_constants
@@ -69,71 +70,93 @@ def spiking_network(
         >>> spiking_network("4C3-P2-8C3-P2-20", (1, 8, 8), 10, steps=5)(torch.rand(2, 5, 1, 8, 8)).shape
         torch.Size([2, 5, 10])
     """
-    check_number("classes", classes, 1, whole=True)
-    check_number("steps", steps, 1, whole=True)
+    for name, number in (("classes", classes), ("steps", steps)):
+        check_number(name, number, 1, whole=True)
     check_number("dropout", dropout, 0)
+    if dropout >= 1:
+        raise ValueError(f"dropout must be below 1, got {dropout}")
     check_option("readout", readout, get_args(Readout))
     if padding != "same":
         check_number("padding", padding, 0, whole=True)
-    if dropout >= 1:
-        raise ValueError(f"dropout must be below 1, got {dropout}")
-    shape = _shape(inputs)
-    options = {"gradient": "surrogate", **options}
-    batch_first = options.get("batch_first", True)
-    shared: dict[str, Any] = {"bias": bias, **options}
-    network = nn.Sequential()
-
-    def constants(channels: int) -> SRMParameters:
-        return time_constants(steps, channels) if parameters is None else parameters
-
-    def append(name: str, module: nn.Module) -> None:
-        network.add_module(f"{name}{sum(key.startswith(name) for key in network._modules) + 1}", module)
-
+    builder = _Builder(inputs, steps, parameters, {"gradient": "surrogate", "bias": bias, **options})
     for text, layer in _layers(notation):
-        size = {key: int(value) for key, value in layer.items() if value and key != "recurrent"}
-        if "channels" in size or "window" in size:
-            if len(shape) != 3:
-                raise ValueError(
-                    f"notation must not have {text!r} behind fully connected layers or for inputs {inputs}"
-                )
-            channels, *sides = shape
-        if "channels" in size:
-            kernel, stride = size["kernel"], size.get("stride", 1)
-            if padding == "same":
-                added = kernel // 2 if stride > 1 else "same"
-                sides = [(side + 2 * (kernel // 2) - kernel) // stride + 1 if stride > 1 else side for side in sides]
-            else:
-                added = padding
-                sides = [(side + 2 * padding - kernel) // stride + 1 for side in sides]
-            module = SRMConv2d(
-                channels, size["channels"], kernel, stride, added, parameters=constants(size["channels"]), **shared
+        builder.add(text, layer, padding)
+        if dropout and "P" not in text:
+            builder.append("dropout", DropoutOverTime(dropout, batch_first=builder.batch_first))
+    builder.add_output(classes, readout)
+    return builder.network
+
+
+class _Builder:
+    """A network that grows, and the shape of what its last layer returns at a step."""
+
+    def __init__(
+        self, inputs: int | tuple[int, ...], steps: int, parameters: SRMParameters | None, options: dict[str, Any]
+    ) -> None:
+        self.inputs, self.shape = inputs, inputs if isinstance(inputs, tuple) else (inputs,)
+        if len(self.shape) not in (1, 3):
+            raise ValueError(f"inputs must be a number of features or (channels, height, width), got {inputs}")
+        for size in self.shape:
+            check_number("inputs", size, 1, whole=True)
+        self.steps, self.parameters, self.options = steps, parameters, options
+        self.batch_first: bool = options.get("batch_first", True)
+        self.network = nn.Sequential()
+
+    def append(self, name: str, module: nn.Module) -> None:
+        """Adds a module under a name with its number."""
+        number = sum(key.startswith(name) for key, _ in self.network.named_children()) + 1
+        self.network.add_module(f"{name}{number}", module)
+
+    def add(self, text: str, layer: "_Layer", padding: int | Literal["same"]) -> None:
+        """Adds a layer of the notation."""
+        if layer.neurons:
+            kind = SRMRecurrent if layer.recurrent else SRMLinear
+            module = kind(self._flat(), layer.neurons, self._constants(layer.neurons), **self.options)
+            self.append("hidden", module)
+            self.shape = (layer.neurons,)
+            return
+        if len(self.shape) != 3:
+            raise ValueError(
+                f"notation must have {text!r} before fully connected layers, of images, not of inputs {self.inputs}"
             )
-            append("conv", module)
-            shape = (size["channels"], *sides)
-        elif "window" in size:
-            append("pool", SpikeAvgPool2d(size["window"], gradient=options["gradient"]))
-            shape = (channels, *(side // size["window"] for side in sides))
+        channels, height, width = self.shape
+        kernel, stride, added = layer.window, layer.window, 0
+        if layer.channels:
+            kernel, stride = layer.kernel, layer.stride
+            added = kernel // 2 if padding == "same" else padding
+        # an even kernel at stride 1 gets a row more on one side
+        both = kernel - 1 if layer.channels and padding == "same" and stride == 1 else 2 * added
+        sides = tuple((side + both - kernel) // stride + 1 for side in (height, width))
+        if min(sides) < 1:
+            raise ValueError(f"notation must leave something of inputs {self.inputs}, got {text!r} for {self.shape}")
+        if layer.channels:
+            around = "same" if padding == "same" and stride == 1 else added
+            constants = self._constants(layer.channels)
+            self.append(
+                "conv",
+                SRMConv2d(channels, layer.channels, kernel, stride, around, parameters=constants, **self.options),
+            )
         else:
-            if len(shape) == 3:
-                append("flatten", nn.Flatten(2))
-                shape = (shape[0] * shape[1] * shape[2],)
-            kind = SRMRecurrent if layer["recurrent"] else SRMLinear
-            append("hidden", kind(shape[0], size["neurons"], constants(size["neurons"]), **shared))
-            shape = (size["neurons"],)
-        if min(shape) < 1:
-            raise ValueError(f"notation {notation!r} leaves nothing of inputs {inputs} at {text!r}")
-        if dropout and "window" not in size:
-            append("dropout", DropoutOverTime(dropout, batch_first=batch_first))
-    if len(shape) == 3:
-        append("flatten", nn.Flatten(2))
-        shape = (shape[0] * shape[1] * shape[2],)
-    if readout == "spikes":
-        output = SRMLinear(shape[0], classes, constants(classes), **{**shared, "output": True})
-        network.add_module("output", output)
-    else:
-        slow = SRMParameters(longest_time_constant(steps), 1.0)
-        network.add_module("output", SRMReadout(shape[0], classes, slow, batch_first=batch_first))
-    return network
+            self.append("pool", SpikeAvgPool2d(kernel, gradient=self.options["gradient"]))
+        self.shape = (layer.channels or channels, *sides)
+
+    def add_output(self, classes: int, readout: Readout) -> None:
+        """Adds the last layer."""
+        features = self._flat()
+        if readout == "spikes":
+            output = SRMLinear(features, classes, self._constants(classes), **{**self.options, "output": True})
+            self.network.add_module("output", output)
+        else:
+            slow = SRMParameters(longest_time_constant(self.steps), 1.0)
+            self.network.add_module("output", SRMReadout(features, classes, slow, batch_first=self.batch_first))
+
+    def _constants(self, channels: int) -> SRMParameters:
+        return time_constants(self.steps, channels) if self.parameters is None else self.parameters
+
+    def _flat(self) -> int:
+        if len(self.shape) == 3:
+            self.append("flatten", nn.Flatten(2))
+        return math.prod(self.shape)
 
 
 class DropoutOverTime(nn.Module):
@@ -151,41 +174,43 @@ class DropoutOverTime(nn.Module):
         super().__init__()
         self.probability, self.batch_first = probability, batch_first
 
-    def forward(self, inputs: Any) -> Any:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Returns the inputs with some of them 0."""
         if not self.training:
             return inputs
-        step = inputs.select(1 if self.batch_first else 0, 0)
-        return inputs * nn.functional.dropout(step.new_ones(step.shape), self.probability).unsqueeze(
-            1 if self.batch_first else 0
-        )
+        time_axis = 1 if self.batch_first else 0
+        ones = inputs.new_ones(inputs.narrow(time_axis, 0, 1).shape)
+        return inputs * nn.functional.dropout(ones, self.probability)
 
     def extra_repr(self) -> str:
         """The options, as the module prints them."""
         return f"{self.probability}, batch_first={self.batch_first}"
 
 
-def _shape(inputs: Any) -> tuple[int, ...]:
-    shape = inputs if isinstance(inputs, tuple) else (inputs,)
-    if len(shape) not in (1, 3):
-        raise ValueError(f"inputs must be a number of features or (channels, height, width), got {inputs}")
-    for size in shape:
-        check_number("inputs", size, 1, whole=True)
-    return shape
+class _Layer(NamedTuple):
+    """What a part of the notation says; 0 for what it does not."""
+
+    channels: int
+    kernel: int
+    stride: int
+    window: int
+    neurons: int
+    recurrent: bool
 
 
-def _layers(notation: str) -> Iterator[tuple[str, dict[str, str | None]]]:
+def _layers(notation: str) -> Iterator[tuple[str, _Layer]]:
     if not isinstance(notation, str):
         raise TypeError(f"notation must be a str such as '32C5-P2-100', got {notation!r}")
     for text in notation.split("-") if notation else ():
         match = _LAYER.fullmatch(text)
         if match is None:
             raise ValueError(
-                f"notation must consist of layers such as 100, 100R, 32C5, 64C3S2 and P2 with - between them, "
+                "notation must consist of layers such as 100, 100R, 32C5, 64C3S2 and P2 with - between them, "
                 f"got {text!r} in {notation!r}"
             )
-        layer = match.groupdict()
-        sizes = [int(value) for key, value in layer.items() if value and key != "recurrent"]
-        if min(sizes) < 1:
+        if any(number and not int(number) for number in re.findall(r"\d+", text)):
             raise ValueError(f"notation must have sizes ≥ 1, got {text!r} in {notation!r}")
-        yield from [(text, layer)] * int(layer.pop("times") or 1)
+        part = match.groupdict(default="0")
+        numbers = {name: int(part[name]) for name in ("channels", "kernel", "window", "neurons")}
+        layer = _Layer(**numbers, stride=int(match["stride"] or 1), recurrent=match["recurrent"] == "R")
+        yield from [(text, layer)] * (int(part["times"]) or 1)

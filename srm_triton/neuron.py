@@ -39,7 +39,7 @@ class SRMNeuron(nn.Module):
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         learn: which of ``"threshold"``, ``"tau_m"`` and ``"tau_s"`` are learned.
         channels: for how many channels, the axis behind batch and time; needed to learn one value into several.
-        gradient: ``"event"`` or ``"surrogate"``, as in `srm_scan`; likewise the next two.
+        gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in `srm_scan`; likewise the next two.
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
         output: whether silent neurons count as firing once in the backward.
         batch_first: False for [time, batch, ...].
@@ -113,6 +113,17 @@ class SRMNeuron(nn.Module):
                     setattr(self, name, value)
                 else:
                     getattr(self, name).copy_(value)
+
+    def spread_threshold(self, channels: int) -> None:
+        """Gives each channel a threshold of its own, that of before.
+
+        Raises:
+            ValueError: if the threshold is learned.
+        """
+        if "threshold" in self.learn:
+            raise ValueError("carry_scale=True sets the threshold, which learn must not hold")
+        self._start["threshold"] = self._start["threshold"].expand(channels).clone()
+        self.threshold = self._buffers["threshold"].expand(channels).clone()  # type: ignore[union-attr]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a constant to a number or a tensor, which is checked; what else a module has, as any module does."""
@@ -200,6 +211,6 @@ class SRMNeuron(nn.Module):
     def extra_repr(self) -> str:
         """The constants, as the module prints them."""
         constants = SRMParameters.unchecked({name: getattr(self, name) for name in NAMES}, keep=False)
-        rule = self.gradient if self.gradient == "event" else f"surrogate ({self.surrogate})"
+        rule = f"surrogate ({self.surrogate})" if self.gradient == "surrogate" else self.gradient
         learned = f", learn={self.learn}" if self.learn else ""
         return f"{constants}, gradient={rule}{learned}, output={self.output}, batch_first={self.batch_first}"

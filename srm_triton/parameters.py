@@ -98,6 +98,33 @@ class SRMParameters:
         self.check()
 
     @classmethod
+    def non_leaky(cls, tau: Constant, threshold: Constant = 1.0, **constants: Constant) -> "SRMParameters":
+        """Constants of the neuron that the code of Zhu et al. (NeurIPS 2023) calls non-leaky.
+
+        There the potential adds up the gradient trace, u ← u + g with g ← a_g·(g + x) of time constant `tau`. That is
+        this neuron with τ_m = ∞ and τ_s = τ_g = `tau`, but for the unit of the potential: τ_s·a_g = `tau` − 1 times as
+        large. It fires at the same steps (but for rounding); event-driven gradients are those of this neuron's own
+        response, where the published code keeps that of a leaky one.
+
+        Args:
+            tau: time constant of the trace, > 1.
+            threshold: as the published code has it.
+            **constants: the others.
+
+        Raises:
+            TypeError: as the class.
+            ValueError: as the class.
+
+        Example:
+            >>> SRMParameters.non_leaky(4.0)
+            SRMParameters(tau_m=inf, tau_s=4.0, tau_g=4.0, threshold=0.333333)
+        """
+        tau, threshold = as_tensor("tau", tau), as_tensor("threshold", threshold)
+        if not (tau > 1).all():
+            raise ValueError(f"tau must be finite and > 1, got {tau.min().item():g}")
+        return cls(math.inf, tau, tau, threshold / (tau - 1), **constants)
+
+    @classmethod
     def unchecked(cls, values: dict[str, Tensor], *, keep: bool) -> "SRMParameters":
         """Constants of tensors that a module holds; without `keep` they change with every call."""
         parameters = object.__new__(cls)

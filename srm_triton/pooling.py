@@ -39,7 +39,7 @@ class SpikeAvgPool2d(nn.Module):
         kernel_size: an int or a pair (height, width), as the two below.
         stride: step of the window; None stands for `kernel_size`.
         padding: zeros around the input.
-        gradient: ``"event"`` or ``"surrogate"``, as in the layers around it.
+        gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in the layers around it.
 
     Shape:
         [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
@@ -74,7 +74,7 @@ class SpikeAvgPool2d(nn.Module):
         inputs = as_floats(inputs, torch.get_default_dtype())
         check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
         images = F.avg_pool2d(inputs.flatten(0, 1), self.kernel_size, self.stride, self.padding)
-        if self.gradient == "event":
+        if self.gradient != "surrogate":
             images = _ShareByActivity.apply(images)
         return images.unflatten(0, inputs.shape[:2])
 

@@ -40,8 +40,9 @@ class SRMRecurrent(SRMLinear):
         out_features: number of neurons.
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         bias: whether the current has a learned bias.
-        weight_norm: as in `WeightedLayer`, for both weights.
-        eps: as in `WeightedLayer`.
+        weight_norm: as in `WeightedLayer`, for both weights; likewise the next two.
+        carry_scale: see `weight_norm`.
+        eps: see `weight_norm`.
         device: of the parameters.
         dtype: of the parameters.
         **options: as in `SRMLayer`, but for ``output=True``.
@@ -71,6 +72,8 @@ class SRMRecurrent(SRMLinear):
         if self.norm_weight is not None and out_features > 2:
             self.recurrent_norm_weight = nn.Parameter(torch.empty_like(self.norm_weight))
             self.recurrent_norm_bias = nn.Parameter(torch.empty_like(self.norm_weight))
+        elif self.carry_scale:
+            raise ValueError("carry_scale=True needs a normalised recurrent weight, of 3 neurons or more")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,6 +85,10 @@ class SRMRecurrent(SRMLinear):
         if self.recurrent_norm_weight is not None and self.recurrent_norm_bias is not None:
             nn.init.constant_(self.recurrent_norm_weight, self.out_features**-0.5)
             nn.init.zeros_(self.recurrent_norm_bias)
+
+    def _beside_gain(self) -> list[Tensor]:
+        recurrent = self.recurrent_norm_weight, self.recurrent_norm_bias
+        return [*super()._beside_gain(), *(vector for vector in recurrent if vector is not None)]
 
     def effective_recurrent_weight(self) -> Tensor:
         """The weight that the layer applies to its own spikes."""

@@ -436,7 +436,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"gradient": "spikes"}, ValueError, r"gradient must be one of \('event', 'surrogate'\), got 'spikes'"),
+            (
+                {"gradient": "spikes"},
+                ValueError,
+                r"gradient must be one of \('event', 'original', 'surrogate'\), got 'spikes'",
+            ),
             ({"input_gradient": "weight"}, ValueError, r"input_gradient must be one of \('time', 'value'\), got"),
             ({"output": 1}, ValueError, "output must be one of .* got 1"),
             ({"time_gradient_scale": -1}, ValueError, "time_gradient_scale must be finite and ≥ 0, got -1"),

@@ -113,3 +113,22 @@ class TestBadInput:
         for shape, channels in (((1, 2, 4), 4), ((1, 2), 1)):
             with pytest.raises(ValueError, match=rf"threshold must hold one value or one for each of {channels} chan"):
                 srm_scan(torch.ones(shape), constants)
+
+
+def test_non_leaky_neurons_fire_as_the_published_ones():
+    tau, threshold = 3.5, torch.tensor([0.8, 1.3, 2.0], dtype=torch.float64)
+    current = random(4, 60, 3, shift=0.2)
+    u = g = torch.zeros(4, 3, dtype=torch.float64)
+    expected = []
+    for x in current.unbind(1):
+        g = (g + x) * (1 - 1 / tau)
+        u = u + g
+        spike = u >= threshold
+        expected.append(spike.double())
+        u, g = u * ~spike, g * ~spike
+    expected = torch.stack(expected, 1)
+    assert torch.equal(srm_scan(current, SRMParameters.non_leaky(tau, threshold)), expected) and expected.any()
+    with pytest.raises(ValueError, match=r"tau must be .* > 1"):
+        SRMParameters.non_leaky(1.0)
+    with pytest.raises(TypeError, match="tau must be"):
+        SRMParameters.non_leaky("3")

@@ -62,9 +62,9 @@ def run(
 
 
 def written_out(
-    current: list[float], grad: list[float], p: SRMParameters, start=(0.0, 0.0, 0.0), *, output: bool = False
+    current: list[float], grad: list[float], p: SRMParameters, start=(0.0, 0.0, 0.0), *, rule="event", output=False
 ) -> tuple[list, list, list]:
-    """One neuron under the event rule, in Python floats and powers: nothing shared with the package."""
+    """One neuron under an event rule, in Python floats and powers: nothing shared with the package."""
     tau_m, tau_s, tau_g, threshold, membrane_limit, gradient_limit = (
         getattr(p, name).item()
         for name in ("tau_m", "tau_s", "tau_g", "threshold", "membrane_slope_limit", "gradient_slope_limit")
@@ -92,28 +92,34 @@ def written_out(
         if following:
             k = following[0] - t
             w, v = events[following[0]]
-            # c·(a_m^(k+1) − a_s^(k+1)), as the sum that it is, which equal time constants allow
-            weight_path[t] = w / tau_s * sum(a_m**i * a_s ** (k - i) for i in range(k + 1))
-            time_path[t] = v * a_g ** (k + 1)
+            # c·(a_m^(k+1) − a_s^(k+1)), as the sum that it is, which equal time constants allow; and that for k
+            after, before = (sum(a_m**i * a_s ** (n - i) for i in range(n + 1)) / tau_s for n in (k, k - 1))
+            weight_path[t] = w * after
+            time_path[t] = v * a_g ** (k + 1) if rule == "event" else w * (after - before)
     return spikes, weight_path, time_path
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("steps", [1, 8, 9, 40])
+@pytest.mark.parametrize(
+    ("steps", "rule"), [(1, "event"), (8, "original"), (9, "event"), (9, "original"), (40, "event")]
+)
 @pytest.mark.parametrize("name", NEURONS)
-def test_equals_the_equations_written_out(name, steps, backend, device):
+def test_equals_the_equations_written_out(name, steps, rule, backend, device):
     """From a state handed in, and with silent neurons that count as firing."""
     parameters = NEURONS[name]
     current, grad = random(2, steps, 3, seed=steps, shift=0.35), random(2, steps, 3, seed=1)
     state = SRMState(*(random(2, 3, seed=number, scale=0.1) for number in range(3)))
     start = SRMState(*(part.to(device) for part in state))
-    results = run(current.to(device), grad.to(device), parameters, backend, output=True, state=start)
+    results = run(current.to(device), grad.to(device), parameters, backend, rule=rule, output=True, state=start)
     for b, n in itertools.product(range(2), range(3)):
         values = current[b, :, n].tolist(), grad[b, :, n].tolist()
-        expected = written_out(*values, parameters, [part[b, n].item() for part in state], output=True)
+        expected = written_out(*values, parameters, [part[b, n].item() for part in state], rule=rule, output=True)
         for result, path in zip(results, expected, strict=False):
             torch.testing.assert_close(
-                result[b, :, n].cpu(), torch.tensor(path, dtype=torch.float64), rtol=1e-12, atol=0
+                result[b, :, n].cpu(),
+                torch.tensor(path, dtype=torch.float64),
+                rtol=1e-12,
+                atol=0 if rule == "event" else 1e-15,
             )
 
 
@@ -311,7 +317,7 @@ def test_kernels_equal_the_reference_in_every_layout(shape, dtype, device):
         parameters = SRMParameters(
             5 + torch.rand(channels).to(device), 3, threshold=0.8 + torch.rand(channels).to(device)
         )
-        rule = ("event", "arctan")[number % 2]
+        rule = ("event", "arctan", "original")[number % 3]
         options = {"rule": rule, "output": True, "time_axis": time_axis, "state": states[0], "grad_state": states[1]}
         grad = random(*current.shape, seed=9).to(device, dtype)
         results = {backend: run(current, grad, parameters, backend, **options) for backend in BACKENDS}
@@ -350,6 +356,7 @@ def test_a_gradient_with_strides_of_zero(shape, device):
         ([1] * 6, "event", torch.float32),
         ([5, 17, 1, 10], "event", torch.float64),
         ([16, 8, 9], "arctan", torch.float32),
+        ([5, 17, 11], "original", torch.float64),
         ([20, 13], "event", torch.bfloat16),
     ],
 )
@@ -478,7 +485,7 @@ class TestSpecialCurrents:
         assert weight_path.item() == pytest.approx(2.0 / 3.0, rel=1e-12)
         assert time_path.item() == pytest.approx(3.0 * 0.6, rel=1e-12)
 
-    @pytest.mark.parametrize("rule", ["event", "arctan"])
+    @pytest.mark.parametrize("rule", ["event", "arctan", "original"])
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_a_bad_current_stays_in_its_neuron(self, value, rule, backend, device):
         clean = random(3, 20, 5, shift=1).float().to(device)
@@ -623,7 +630,9 @@ class TestBadInput:
             srm_scan(torch.ones(2, 5, 4), None, torch.tensor([1, 0]))
 
     def test_options(self):
-        with pytest.raises(ValueError, match=r"gradient must be one of \('event', 'surrogate'\), got 'spike'"):
+        with pytest.raises(
+            ValueError, match=r"gradient must be one of \('event', 'original', 'surrogate'\), got 'spike'"
+        ):
             srm_scan(torch.ones(1, 2), gradient="spike")
         for name in ("output", "return_state", "batch_first"):
             with pytest.raises(ValueError, match=f"{name} must be True or False, got 'yes'"):

@@ -13,12 +13,13 @@ Backward, for t = T−1 … 0, with λ = (λ_u, λ_s, λ_g) the gradient of the 
 in. The reset is not differentiated: before it, where a spike is, λ counts as 0. `grad` is ∂L/∂spike[t]:
 
     "event":      w = grad·clamp(1/Δu, 0, limit) and v = grad·clamp(1/Δu_t, 0, κ) at a spike, else both 0
+    "original":   w as for "event", v = 0
     "surrogate":  w = grad·h(u − θ) at every step, v = 0
 
     p = w + λ_u        q = λ_s        r = v + λ_g
     weight path[t] = p/τ_s + a_s·q         what computes the current receives it
-    time path[t]   = a_g·r                 the spikes of the layer before receive it, through the map's transpose
-    λ ← (a_m·p, weight path[t], time path[t])
+    time path[t]   = a_g·r, "original" (p − q)/τ_s; spikes of the layer before receive it, through the map's transpose
+    λ ← (a_m·p, weight path[t], a_g·r)
 
     ∂L/∂a_m = Σ p·previous        ∂L/∂(1/τ_s) = Σ (p − q)·(s + x), as a_s = 1 − 1/τ_s        ∂L/∂θ = −Σ w
 
@@ -27,6 +28,10 @@ w·c·(a_m^(k+1) − a_s^(k+1)) with c = τ_m/(τ_m − τ_s), the time path v·
 Neural Networks with Event-driven Backpropagation", NeurIPS 2022, and "Exploring Loss Functions for Time-based Training
 Strategy in Spiking Neural Networks", NeurIPS 2023, who hand ∂L/∂(spike time) from layer to layer. Here the sign of the
 weight path is turned, so that a loss on spikes trains downhill, and u is carried in place of c·(m − s), which cancels.
+
+The trace of τ_g stands for the response of the potential to an input spike, ε[k] = c·(a_m^k − a_s^k). The gradient that
+the published code calls "original" keeps the response: its time path is w·(ε[k+1] − ε[k]), what a spike a step earlier
+would change. With it the rule becomes the derivative of spike times as steps get small (`srm-triton audit`).
 
 An output neuron that stays silent would learn nothing: with `output`, in the backward only, it counts as firing at the
 last step at which Δu > 0.05.
@@ -51,7 +56,7 @@ from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_paramete
 
 _LEARNED = 0, 3, 4  # rows of a_m, 1/τ_s and θ in the constants
 
-Gradient = Literal["event", "surrogate"]
+Gradient = Literal["event", "original", "surrogate"]
 Surrogate = Literal["arctan", "fast_sigmoid"]
 
 # Eager reference: on tensors whose first axis is time, with constants that broadcast over the neurons of a step
@@ -107,18 +112,18 @@ def _reference_backward(
     weight_path, time_path, constants = [], [], torch.zeros(3, *events.shape, dtype=c.rise.dtype, device=events.device)
     for t in reversed(range(len(steps))):
         previous, synapse, u, g, spike, _ = steps[t]
-        if gradient == "event":
-            event = spike | (events == t)
+        event = spike | (events == t)
+        if gradient in ("event", "original"):
             w = torch.where(event, grad_spikes[t] * _slope(u - previous, c.membrane_slope_limit), 0)
-            v = torch.where(event, grad_spikes[t] * _slope(g, c.gradient_slope_limit), 0)
         else:
             w = grad_spikes[t] * _surrogate(u - c.threshold, c.sharpness, gradient)
-            v = torch.zeros_like(w)
+        traced = event if gradient == "event" else torch.zeros_like(event)
+        v = torch.where(traced, grad_spikes[t] * _slope(g, c.gradient_slope_limit), 0)
         later = SRMState(*(grad.masked_fill(spike, 0) for grad in grad_state))
         p, q, r = w + later.membrane, later.synapse, v + later.gradient_trace
         weight_path.append(p * c.rise + q * c.synapse_decay)
-        time_path.append(r * c.gradient_decay)
-        grad_state = SRMState(p * c.membrane_decay, weight_path[-1], time_path[-1])
+        time_path.append((p - q) * c.rise if gradient == "original" else r * c.gradient_decay)
+        grad_state = SRMState(p * c.membrane_decay, weight_path[-1], r * c.gradient_decay)
         constants += torch.stack((_product(p, previous), _product(p - q, synapse), -w))
     return torch.stack(weight_path[::-1]), torch.stack(time_path[::-1]), grad_state, constants
 
@@ -363,7 +368,7 @@ class _Scan(Function):
             constants,
             initial,
             time_axis,
-            [return_state, keep, keep and output and gradient == "event"],
+            [return_state, keep, keep and output and gradient in ("event", "original")],
             backend,
         )
 
@@ -459,7 +464,8 @@ def srm_scan(
             or bfloat16, any strides. It is computed in float64 for float64, else in float32.
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         state: what the neurons begin with, each tensor [batch, channels, ...] in the type of computation; None for 0.
-        gradient: ``"event"``, the rule for spike times, or ``"surrogate"``, backpropagation through time.
+        gradient: ``"event"``, the rule for spike times; ``"original"``, the same with another time path; or
+            ``"surrogate"``, backpropagation through time.
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``, the derivative that stands for that of a spike.
         output: whether the event rule counts neurons that stay silent as firing once, in the backward only; for the
             neurons that a loss looks at.
@@ -560,7 +566,7 @@ def check_gradient(gradient: Any, surrogate: Any) -> str:
     """
     check_option("gradient", gradient, get_args(Gradient))
     check_option("surrogate", surrogate, get_args(Surrogate))
-    return gradient if gradient == "event" else surrogate
+    return surrogate if gradient == "surrogate" else gradient
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
