@@ -43,7 +43,7 @@ def encode(images, steps=8):
 def network(gradient="event", parameters=None, output=True, hidden=(48,), **options):
     sizes = 64, *hidden
     layers = [SRMLinear(*pair, parameters, gradient=gradient, **options) for pair in zip(sizes, hidden, strict=False)]
-    output = output and gradient == "event"
+    output = output and gradient != "surrogate"
     return nn.Sequential(*layers, SRMLinear(sizes[-1], 10, parameters, gradient=gradient, output=output, **options))
 
 
@@ -145,7 +145,7 @@ def test_copies_made_within_do_not_report():
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("gradient", ["event", "surrogate"])
+@pytest.mark.parametrize("gradient", ["event", "original", "surrogate"])
 def test_measures(batch_first, gradient):
     parameters = SRMParameters(threshold=torch.tensor([1.0, 0.1, 1e3, 1e-3]))
     layer = SRMLinear(3, 4, parameters, weight_norm=False, gradient=gradient, batch_first=batch_first)
@@ -301,7 +301,7 @@ def test_broken(gradient, make, options, expected):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("gradient", ["event", "surrogate"])
+@pytest.mark.parametrize("gradient", ["event", "original", "surrogate"])
 def test_healthy(gradient, seed):
     torch.manual_seed(seed)
     said = []
@@ -326,6 +326,14 @@ INPUTS = encode(IMAGES[:32])
     ("model", "expected"),
     [
         (lambda: nn.Sequential(SRMLinear(64, 32), SRMLinear(32, 10, gradient="surrogate")), "mixed gradients"),
+        (
+            lambda: nn.Sequential(SRMLinear(64, 32), SRMLinear(32, 10, gradient="original", output=True)),
+            "mixed gradients",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), SRMLinear(32, 10, output=True, gradient="original")),
+            "between",
+        ),
         (lambda: nn.Sequential(nn.Linear(64, 32), SRMNeuron(), nn.Linear(32, 9), SRMNeuron(output=True)), "between"),
         (lambda: nn.Sequential(SRMLinear(64, 32), nn.Linear(32, 32), SRMLinear(32, 10, output=True)), "between"),
         (lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), SRMLinear(32, 10, output=True)), "between"),

@@ -26,7 +26,7 @@ REFINEMENTS = (1, 2, 4, 8, 16, 32, 64)
 
 DERIVATIVE = Rule()
 PUBLISHED = Rule(*[True] * len(fields(Rule)))
-SWITCHED_OFF = Rule(trace=True, by_inputs=True, fixed_resets=True)
+SWITCHED_OFF = Rule(by_inputs=True, fixed_resets=True)
 """What remains of the choices where the options of the package switch off what they can."""
 
 CHOICES = {

@@ -159,6 +159,7 @@ def package_gradients(case: Case, refinement: int, *, published: bool) -> list[T
         event_rule.TIME_SLOPE_LIMIT * n,
     )
     options: dict[str, Any] = {"parameters": parameters, "weight_norm": False, "dtype": torch.float64}
+    options["gradient"] = "event" if published else "original"
     options["time_gradient_scale"] = event_rule.TIME_GRADIENT_SCALE if published else 1.0
     modules, layers = list[nn.Module](), []
     for part, weight in zip(case.parts, case.weights, strict=True):

@@ -38,12 +38,12 @@ def find_in_layers(layers: Sequence[LayerReport], *, readout: bool = False) -> I
     yield from _find_in_gradients(layers)
     rules = {layer.gradient: layer for layer in reversed(layers)}
     if len(rules) > 1:
+        different = " and ".join(f"{layer.title} {gradient!r}" for gradient, layer in reversed(rules.items()))
         yield Finding(
             "mixed gradients",
             None,
-            f"The layers have different gradients: {rules['event'].title} the event rule, {rules['surrogate'].title} "
-            "the surrogate gradient.",
-            'Give all of them the same, gradient="event" or gradient="surrogate".',
+            f"The layers have different gradients: {different}.",
+            "Give all of them the same.",
         )
 
 
@@ -109,7 +109,7 @@ def _find_in_spikes(layer: LayerReport, *, last: bool) -> Iterator[Finding]:
 
 
 def _find_in_rules(layer: LayerReport) -> Iterator[Finding]:
-    if layer.gradient != "event":
+    if layer.gradient == "surrogate":
         return
     if layer.by_value and "spikes" in layer.origins:
         yield layer.finding(
@@ -119,7 +119,7 @@ def _find_in_rules(layer: LayerReport) -> Iterator[Finding]:
             'Put the map between both into one layer, SRMLinear, SRMConv2d or SRMAffine (with input_gradient="time"), '
             'or choose gradient="surrogate" in all layers.',
         )
-    if layer.time_slopes_at_zero > CLAMPED:
+    if layer.gradient == "event" and layer.time_slopes_at_zero > CLAMPED:
         yield layer.finding(
             "no time gradient",
             f"hands no gradient to the layers before it at {layer.time_slopes_at_zero:.0%} of its spikes, as "

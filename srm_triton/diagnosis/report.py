@@ -17,7 +17,7 @@ class LayerReport:
     kind: str
     """The name of its class."""
     gradient: str
-    """``"event"`` or ``"surrogate"``."""
+    """``"event"``, ``"original"`` or ``"surrogate"``."""
     output: bool
     """Whether silent neurons count as firing once in the backward."""
     passes: int

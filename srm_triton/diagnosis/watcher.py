@@ -138,7 +138,7 @@ class Watcher:
 
         for layer in self._layers:
             after = bind(self._after_layer, layer)
-            if layer.neuron.gradient == "event":  # first: a neuron alone is its layer, which counts the calls
+            if layer.neuron.gradient != "surrogate":  # first: a neuron alone is its layer, which counts the calls
                 of_neuron = bind(self._after_neuron, layer)
                 stack.callback(layer.neuron.register_forward_hook(of_neuron, with_kwargs=True).remove)
             stack.callback(layer.module.register_forward_hook(after, with_kwargs=True).remove)
