@@ -100,6 +100,16 @@ def test_without_choices_the_rule_becomes_the_derivative(network):
     assert fine < coarse / 3.5  # at first order, by 4
 
 
+@pytest.mark.parametrize("network", NETWORKS[1:4], ids=lambda network: network.name)
+def test_the_package_itself_becomes_the_derivative_through_layers(network):
+    """By gradient="original", without clamp and factor."""
+    cases = draw(network, range(9))
+    exact = torch.stack([exact_gradients(case)[0] for case in cases])
+    found = [torch.stack([package_gradients(case, n, published=False)[0] for case in cases]) for n in (16, 64)]
+    coarse, fine = (errors(gradient, exact).median() for gradient in found)
+    assert fine < 0.012 and fine < coarse / 3.5
+
+
 def test_the_package_itself_is_exact_in_one_layer_without_clamp():
     for case in draw(NETWORKS[0], range(5)):
         exact = exact_gradients(case)[0]
