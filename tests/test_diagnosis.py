@@ -230,6 +230,16 @@ def test_slopes_at_zero_of_a_state_above_the_threshold():
     assert "clamped slopes" in kinds(watcher.report())
 
 
+def test_a_trace_that_is_negative_matters_to_the_rule_that_divides_by_it():
+    """Long ago the current was far below 0, which τ_g remembers and the potential does not."""
+    current = torch.tensor([-50.0, 0, 0, 0, 0, 0, 0, 0, 5]).view(1, -1, 1)
+    for gradient in ("event", "original", "surrogate"):
+        neuron = SRMNeuron(SRMParameters(tau_m=1.5, tau_s=1.0, tau_g=1e3), gradient=gradient)
+        with watch(neuron, show=None) as watcher:
+            assert neuron(current).sum() == 1
+        assert ("no time gradient" in kinds(watcher.report())) == (gradient == "event")
+
+
 def test_silent_samples_and_every():
     layer = SRMLinear(3, 4, weight_norm=False)
     nn.init.constant_(layer.weight, 1.0)
