@@ -34,10 +34,11 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 
 docs: $(VENV)/docs
-	$(BIN)/python -m pdoc --docformat google --output-directory build/docs srm_triton srm_triton.compat srm_triton.data \
-	    srm_triton.ops.srm_scan srm_triton.ops.batch_norm srm_triton.affine srm_triton.layers srm_triton.recurrent \
-	    srm_triton.pooling srm_triton.losses srm_triton.training srm_triton.tuning srm_triton.ops.shrink \
-	    srm_triton.ops.poisson srm_triton.ops.sparse_linear srm_triton.denoise srm_triton.sparse_code
+	$(BIN)/python -m pdoc --docformat google --output-directory build/docs srm_triton srm_triton.compat \
+	    srm_triton.data srm_triton.audit srm_triton.diagnosis srm_triton.ops.srm_scan srm_triton.ops.srm_membrane \
+	    srm_triton.ops.batch_norm srm_triton.affine srm_triton.layers srm_triton.recurrent srm_triton.pooling \
+	    srm_triton.losses srm_triton.training srm_triton.tuning srm_triton.ops.shrink srm_triton.ops.poisson \
+	    srm_triton.ops.sparse_linear srm_triton.denoise srm_triton.sparse_code
 
 # the last two install other libraries to compare with
 bench: $(VENV)/bench

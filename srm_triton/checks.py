@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srm_triton.functions import transforms_active
+from srm_triton.functions import traced
 from srm_triton.kernels.layout import accumulator_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -102,7 +102,8 @@ def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     Raises:
         ValueError: if it is not.
     """
-    if not isinstance(value, type(allowed[0])) or value not in allowed:
+    kind = type(allowed[0])
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
@@ -121,6 +122,32 @@ def check_sizes(name: str, value: Any, smallest: int, axes: tuple[str, ...] = ("
     return tuple(sizes)
 
 
+def check_entries(name: str, value: Tensor, allowed: Tensor, meaning: str) -> None:
+    """Checks that every entry is allowed; `meaning` says which are. Compiled code and `torch.func` leave that out.
+
+    Raises:
+        ValueError: for the first entry that is not.
+    """
+    if value.is_meta or traced() or allowed.all():
+        return
+    first = (~allowed).nonzero()[0].tolist()
+    raise ValueError(
+        f"{name} must {meaning}, got {value[tuple(first)].item():g} at {first} "
+        f"({int((~allowed).sum())} of {value.numel()} are such)"
+    )
+
+
+def check_integers(name: str, value: Any) -> None:
+    """Checks that `value` is a tensor of integers, of any of their dtypes.
+
+    Raises:
+        TypeError: for anything else, bool too.
+    """
+    dtype = value.dtype if isinstance(value, Tensor) else None
+    if dtype is None or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
+        raise TypeError(f"{name} must be a tensor of integers, got {dtype or type(value).__name__}")
+
+
 def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int, classes: int) -> Tensor:
     """Checks that `labels` are integers [batch], in 0 … classes − 1, on the device of `reference`, and returns int64.
 
@@ -130,15 +157,13 @@ def check_labels(labels: Any, reference_name: str, reference: Tensor, batch: int
         TypeError: for anything but a tensor of integers.
         ValueError: for another shape or device, or a label out of range.
     """
-    dtype = labels.dtype if isinstance(labels, Tensor) else None
-    if dtype is None or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
-        raise TypeError(f"labels must be a tensor of integers, got {dtype or type(labels).__name__}")
+    check_integers("labels", labels)
     if labels.shape != (batch,):
         raise ValueError(f"labels must have the shape [batch], here [{batch}], got {list(labels.shape)}")
     if labels.device != reference.device:
         raise ValueError(f"labels must be on the device of {reference_name}, {reference.device}, got {labels.device}")
     labels = labels.to(torch.int64)
-    if labels.device.type == "cpu" and batch and not (torch.compiler.is_compiling() or transforms_active()):
+    if labels.device.type == "cpu" and batch and not traced():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise ValueError(f"labels must lie in 0 … {classes - 1}, got values from {low} to {high}")

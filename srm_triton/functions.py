@@ -15,6 +15,11 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def traced() -> bool:
+    """Whether values cannot be looked at: in code that `torch.compile` traces and in transforms of `torch.func`."""
+    return torch.compiler.is_compiling() or transforms_active()
+
+
 def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Makes an op `srm_triton::name` of a function of CPU and CUDA tensors, its schema from the type hints.
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from srm_triton.checks import check_number, check_sizes
-from srm_triton.layers import SRMAffine, SRMLayer
+from srm_triton.layers import SRMAffine, SRMLayer, spiking_layers
 from srm_triton.neuron import SRMNeuron
 from srm_triton.parameters import SRMParameters
 
@@ -102,9 +102,7 @@ def calibrate_gain(
         first, last = check_sizes("window", window, 0, ("first step", "step behind the last"))
         if first >= last:
             raise ValueError(f"window must end behind the step that it begins with, got {window}")
-    layers = dict(_spiking_layers(model))
-    if not layers:
-        raise ValueError("model must contain a spiking layer, such as SRMLinear, SRMConv2d or SRMNeuron")
+    layers = spiking_layers(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rates: dict[str, float] = {}
 
@@ -128,7 +126,7 @@ def calibrate_gain(
 
         return calibrate_first
 
-    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers]
     try:
         model(_first_batch(inputs))
     except BaseException:
@@ -138,13 +136,6 @@ def calibrate_gain(
         for handle in handles:
             handle.remove()
     return rates
-
-
-def _spiking_layers(model: nn.Module) -> Iterator[tuple[str, SRMLayer | SRMNeuron]]:
-    within = {id(module.neuron) for module in model.modules() if hasattr(module, "neuron")}
-    for name, module in model.named_modules():
-        if isinstance(module, SRMLayer) or (isinstance(module, SRMNeuron) and id(module) not in within):
-            yield name, module
 
 
 def _first_batch(inputs: Any) -> Any:

@@ -19,10 +19,12 @@ from srm_triton.affine import (
     prepare_inputs,
 )
 from srm_triton.checks import check_number, check_option, check_size, check_sizes, time_axes
+from srm_triton.functions import transforms_active
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import Gradient, Surrogate
 from srm_triton.parameters import SRMParameters, SRMState
+from srm_triton.readout import SRMReadout
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NOT_AFFINE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -195,8 +197,9 @@ class WeightedLayer(SRMLayer):
             of one or two weights it would leave nothing to learn but the gain. A weight of exactly 0 counts as pruned
             and stays 0 in what is applied.
         carry_scale: whether the threshold carries the scale, as in the code of Zhu et al., NeurIPS 2023: at each
-            forward in training, threshold, offset and bias are divided by the gain, which becomes 1, so that the
-            optimiser changes the scale by ratios. The neurons fire as before. A gain that is not above 0 stays.
+            forward in training that finds another gain, threshold, offset and bias are divided by the gain, which
+            becomes 1, so that the optimiser changes the scale by ratios. The neurons fire as before. A gain that is not
+            above 0 stays. Transforms of `torch.func` leave all as it is.
         eps: added to the variance in the normalisation.
 
     Attributes:
@@ -226,6 +229,7 @@ class WeightedLayer(SRMLayer):
         if weight_norm or (weight_norm is None and not self.narrow):
             self.norm_weight, self.norm_bias = (nn.Parameter(self.weight.new_empty(len(self.weight))) for _ in range(2))
         self.carry_scale = carry_scale
+        self._carried: tuple[int, int] | None = None
         if carry_scale:
             if self.norm_weight is None:
                 raise ValueError("carry_scale=True needs a normalised weight; pass weight_norm=True")
@@ -249,7 +253,7 @@ class WeightedLayer(SRMLayer):
             nn.init.normal_(self.bias, std=0.3 * deviation)
 
     def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.carry_scale and self.training:
+        if self.carry_scale and self.training and not transforms_active():  # which allow no changes; it fires the same
             self._carry()
         return super()._currents(inputs)
 
@@ -258,10 +262,15 @@ class WeightedLayer(SRMLayer):
         """Moves the scale of each channel's current into its threshold."""
         if self.norm_weight is None:
             return
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._carried == (id(self.norm_weight), self.norm_weight._version):
+            return  # unchanged since; the backward of an earlier forward may need it as it is
         gain = torch.where(self.norm_weight > 0, self.norm_weight, 1.0)
         for vector in (self.neuron.threshold, *self._beside_gain()):
             vector.div_(gain.to(vector.dtype))
         self.norm_weight.div_(gain)
+        if not compiling:
+            self._carried = id(self.norm_weight), self.norm_weight._version
 
     def _beside_gain(self) -> list[Tensor]:
         """What the current of each channel is proportional to, beside the gain of the inputs' weight."""
@@ -476,3 +485,21 @@ class SRMConv3d(_SRMConvolution, nn.Conv3d):  # type: ignore[misc]
     """
 
     SPACE = ("depth", "height", "width")
+
+
+def spiking_layers(model: nn.Module) -> list[tuple[str, SRMLayer | SRMNeuron]]:
+    """The spiking layers of a model with their names: each `SRMLayer`, and each `SRMNeuron` used alone.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    holders = (module for module in model.modules() if isinstance(module, SRMLayer | SRMReadout))
+    inner = {id(module.neuron) for module in holders}
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, SRMLayer | SRMNeuron) and id(module) not in inner
+    ]
+    if not found:
+        raise ValueError("model must contain a spiking layer, such as SRMLinear, SRMConv2d or SRMNeuron")
+    return found

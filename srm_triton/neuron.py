@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
-from srm_triton.functions import transforms_active
+from srm_triton.functions import traced
 from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
 from srm_triton.parameters import (
     LOWER_BOUNDS,
@@ -162,7 +162,7 @@ class SRMNeuron(nn.Module):
         Raises:
             ValueError: if one is no longer in its range; of learned ones on a GPU a NaN silences its neurons instead.
         """
-        compiled = torch.compiler.is_compiling() or transforms_active()
+        compiled = traced()
         if not compiled and self._fixed is not None and self._fixed.consists_of(self._buffers):
             return self._fixed
         values = {name: getattr(self, name) for name in NAMES}

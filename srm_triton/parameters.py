@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from srm_triton.functions import transforms_active
+from srm_triton.functions import traced
 from srm_triton.kernels.layout import accumulator_dtype
 
 Constant = float | Tensor
@@ -162,7 +162,7 @@ class SRMParameters:
         """
         values, key = _tensors(self), (accumulator_dtype(like.dtype), like.device)
         kept: dict[Any, tuple[list[Any], Tensor]] | None = self._packed  # type: ignore[attr-defined]
-        if torch.compiler.is_compiling() or transforms_active() or kept is None:
+        if traced() or kept is None:
             return _pack(values, *key)
         if any(value.device.type != "cpu" for value in values):
             return _pack(values, *key)
@@ -253,7 +253,7 @@ def check_range(name: str, value: Tensor) -> None:
     Raises:
         ValueError: if one is not allowed.
     """
-    if torch.compiler.is_compiling() or transforms_active() or value.is_meta:
+    if traced() or value.is_meta:
         return
     smallest, included, infinite = _RANGES[name]
     allowed = value >= smallest if included else value > smallest

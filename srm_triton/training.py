@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
 from srm_triton.data import LabelledImages
-from srm_triton.diagnosis import watch
+from srm_triton.diagnosis import Finding, LearningReport, find_in_learning, watch
 from srm_triton.encoders import encode_direct
 from srm_triton.files import write_atomically
-from srm_triton.findings import Finding, LearningReport, find_in_learning
 from srm_triton.initialization import calibrate_gain
 from srm_triton.layers import SRMConv2d, SRMLayer, SRMLinear
 from srm_triton.losses import count_loss, predict

@@ -7,19 +7,14 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from srm_triton import SRMParameters, audit_networks, srm_trace
-from srm_triton.audit import CHOICES, DERIVATIVE, PUBLISHED, SWITCHED_OFF, Audit, Convergence, audit
-from srm_triton.audit_networks import (
-    NETWORKS,
-    draw,
-    exact_gradients,
-    interpolated_differences,
-    package_gradients,
-    rule_gradients,
-)
+from srm_triton import SRMParameters, srm_trace
+from srm_triton.audit import CHOICES, DERIVATIVE, NETWORKS, PUBLISHED, SWITCHED_OFF, Audit, Convergence, Rule, audit
+from srm_triton.audit import gradients as audited
+from srm_triton.audit.event_rule import Layer, simulate
+from srm_triton.audit.gradients import exact_gradients, interpolated_differences, package_gradients, rule_gradients
+from srm_triton.audit.networks import draw
 from srm_triton.cli import main
 from srm_triton.commands import audit as command
-from srm_triton.event_rule import Layer, Rule, simulate
 
 by_name = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 FEW = {"seeds": 2, "networks": NETWORKS[:2], "refinements": (1, 2, 4, 8)}
@@ -105,6 +100,16 @@ def test_without_choices_the_rule_becomes_the_derivative(network):
     assert fine < coarse / 3.5  # at first order, by 4
 
 
+@pytest.mark.parametrize("network", NETWORKS[1:4], ids=lambda network: network.name)
+def test_the_package_itself_becomes_the_derivative_through_layers(network):
+    """By gradient="original", without clamp and factor."""
+    cases = draw(network, range(9))
+    exact = torch.stack([exact_gradients(case)[0] for case in cases])
+    found = [torch.stack([package_gradients(case, n, published=False)[0] for case in cases]) for n in (16, 64)]
+    coarse, fine = (errors(gradient, exact).median() for gradient in found)
+    assert fine < 0.012 and fine < coarse / 3.5
+
+
 def test_the_package_itself_is_exact_in_one_layer_without_clamp():
     for case in draw(NETWORKS[0], range(5)):
         exact = exact_gradients(case)[0]
@@ -188,6 +193,17 @@ def test_audit_reports(few, capsys, tmp_path, number_of_threads):
     assert len(widths) == 2  # one for each table
 
 
+def test_audit_needs_no_gradients_to_be_on_and_draws_no_global_numbers():
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert audit(**FEW) == audit(**FEW)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_audit_of_nothing_does_not_pass():
+    assert passing().passed and not passing(convergence=[]).passed
+
+
 def test_audit_is_the_same_every_time():
     assert audit(**FEW) == audit(**FEW)
 
@@ -236,6 +252,7 @@ def test_what_passes():
         ({"seeds": 2.0}, TypeError, "seeds must be an int, got 2.0"),
         ({"refinements": (1, 2, 4)}, ValueError, r"refinements must be four or more, .* got \(1, 2, 4\)"),
         ({"refinements": (1, 2, 4, 9)}, ValueError, "each twice the one before"),
+        ({"networks": ()}, ValueError, "networks must hold at least one"),
         ({"refinements": (0, 0, 0, 0)}, ValueError, "refinements must be finite and ≥ 1, got 0"),
     ],
 )
@@ -253,4 +270,4 @@ def test_networks_are_what_they_are_called():
         layers = [part.matrix(weight) for part, weight in zip(parts, weights, strict=True)]
         counts = simulate(layers, *inputs_of(cases, 64), 64)[-1].spikes.sum(1)
         assert (counts[:, -1] == 0).sum() >= 7 and 1.5 < counts[:, :-1].mean() < 5
-        assert torch.equal(inputs_of(cases, 2)[0], audit_networks._inputs(cases, 2)[0])
+        assert torch.equal(inputs_of(cases, 2)[0], audited._inputs(cases, 2)[0])

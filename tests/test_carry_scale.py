@@ -55,6 +55,39 @@ def test_a_step_changes_the_threshold_by_a_ratio_and_a_checkpoint_keeps_it(tmp_p
     assert torch.equal(loaded(inputs), spikes)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_several_forwards_before_a_backward(name):
+    """As in a loss of two branches, and in pieces of a sequence whose state is handed on."""
+    gradients = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        layer, _, inputs = pair(name)
+        layer(inputs)
+        batches = [torch.cat((inputs, inputs.flip(1)))] if together else [inputs, inputs.flip(1)]
+        sum(
+            (layer(batch) * torch.arange(12).view(1, -1, *[1] * (batch.dim() - 2))).sum() for batch in batches
+        ).backward()
+        first, state = layer(inputs[:, :5], return_state=True)
+        (first.sum() + layer(inputs[:, 5:], state).sum()).backward()
+        gradients.append(layer.weight.grad)
+        torch.optim.SGD(layer.parameters(), 0.01).step()
+        layer(inputs)
+        assert torch.equal(layer.norm_weight, torch.ones(5).double())
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_transforms_see_the_same_layer_and_change_nothing():
+    layer, usual, inputs = pair("biased")
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+
+    def total(parameters, layer):
+        return (torch.func.functional_call(layer, parameters, inputs) * torch.arange(12.0)[:, None]).sum()
+
+    found, expected = (torch.func.grad(total)(dict(one.named_parameters()), one) for one in (layer, usual))
+    assert all(torch.equal(found[name], expected[name]) for name in found) and found["weight"].any()
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
 def test_a_gain_that_is_not_positive_stays():
     layer, usual, inputs = pair("linear")
     with torch.no_grad():

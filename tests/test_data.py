@@ -432,9 +432,13 @@ def test_image_folders_of_other_content(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="b: expected at least one image of the class, found none"):
         load_image_folder(tmp_path)
     write_image(tmp_path / "b/1.png")
-    for fraction, message in ((0.1, "must leave an image for testing, got 0.1 of 2"), (0.5, "leave each of 2 classes")):
-        with pytest.raises(ValueError, match=message):
+    for fraction in (0.1, 0.5, 0.9):
+        with pytest.raises(
+            ValueError, match=f"test_fraction must leave each class and part .*, got {fraction} of 2 images"
+        ):
             load_image_folder(tmp_path, test_fraction=fraction)
+    with pytest.raises(ValueError, match="seed must be"):
+        load_image_folder(tmp_path, seed=-1)
     for fraction, message in ((0, "test_fraction must be finite and > 0, got 0"), (1.0, "must be below 1, got 1.0")):
         with pytest.raises(ValueError, match=message):
             load_image_folder(tmp_path, test_fraction=fraction)
@@ -525,3 +529,12 @@ sys.modules.update(dict.fromkeys(("numpy", "PIL", "h5py", "sklearn")))
 import srm_triton, srm_triton.data
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("classes", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), ("3", TypeError), (3.0, TypeError)]
+)
+def test_numbers_of_classes_that_cannot_be(classes, error, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays())
+    with pytest.raises(error, match="classes must be"):
+        load_npz(tmp_path / "data.npz", classes=classes)

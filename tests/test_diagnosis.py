@@ -18,6 +18,7 @@ from srm_triton import (
     SRMLinear,
     SRMNeuron,
     SRMParameters,
+    SRMReadout,
     SRMRecurrent,
     calibrate_gain,
     predict,
@@ -25,7 +26,9 @@ from srm_triton import (
     watch,
 )
 from srm_triton.data import load_digits
-from srm_triton.findings import LearningReport, binomial_tail, find_in_learning
+from srm_triton.diagnosis import LearningReport, find_in_learning
+from srm_triton.diagnosis.learning import binomial_tail
+from srm_triton.layers import spiking_layers
 from srm_triton.training import TrainingConfig, TrainingRun
 
 COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own
@@ -40,7 +43,7 @@ def encode(images, steps=8):
 def network(gradient="event", parameters=None, output=True, hidden=(48,), **options):
     sizes = 64, *hidden
     layers = [SRMLinear(*pair, parameters, gradient=gradient, **options) for pair in zip(sizes, hidden, strict=False)]
-    output = output and gradient == "event"
+    output = output and gradient != "surrogate"
     return nn.Sequential(*layers, SRMLinear(sizes[-1], 10, parameters, gradient=gradient, output=output, **options))
 
 
@@ -142,7 +145,7 @@ def test_copies_made_within_do_not_report():
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("gradient", ["event", "surrogate"])
+@pytest.mark.parametrize("gradient", ["event", "original", "surrogate"])
 def test_measures(batch_first, gradient):
     parameters = SRMParameters(threshold=torch.tensor([1.0, 0.1, 1e3, 1e-3]))
     layer = SRMLinear(3, 4, parameters, weight_norm=False, gradient=gradient, batch_first=batch_first)
@@ -186,6 +189,37 @@ def test_measures(batch_first, gradient):
     assert report.slopes_at_zero == report.time_slopes_at_zero == 0
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_one_neuron_a_sample(batch_first):
+    """A current without an axis of features."""
+    neuron, current = SRMNeuron(batch_first=batch_first), torch.ones(4, 6)
+    current[1] = 0
+    with watch(neuron, show=None) as watcher:
+        spikes = neuron(current if batch_first else current.t())
+    (report,) = watcher.report().layers
+    assert report.rate == spikes.mean().item() > 0 and report.silent_samples == 0.25 and report.silent == 0
+
+
+class Block(nn.Module):
+    """Neurons alone, in a module that calls them as layers of the package do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.neuron = nn.Linear(64, 8), SRMNeuron()
+
+    def forward(self, inputs):
+        return self.neuron(self.fc(inputs))
+
+
+def test_which_layers_spike():
+    model = nn.Sequential(Block(), SRMRecurrent(8, 4), SRMConv2d(1, 1, 1), SRMReadout(4, 2))
+    assert [name for name, _ in spiking_layers(model)] == ["0.neuron", "1", "2"]
+    assert calibrate_gain(Block(), encode(IMAGES[:64])).keys() == {"neuron"}
+    for function in (lambda model: calibrate_gain(model, torch.rand(1, 2, 3)), lambda model: watch(model).__enter__()):
+        with pytest.raises(ValueError, match="model must contain a spiking layer"):
+            function(SRMReadout(3, 2))
+
+
 def test_slopes_at_zero_of_a_state_above_the_threshold():
     neuron, spikes = SRMNeuron(SRMParameters(tau_s=1.0)), []
     _, state = neuron(torch.zeros(2, 1, 3), return_state=True)
@@ -194,6 +228,16 @@ def test_slopes_at_zero_of_a_state_above_the_threshold():
     (report,) = watcher.report().layers
     assert spikes[0].all() and report.slopes_at_zero == 1 and not report.single_step
     assert "clamped slopes" in kinds(watcher.report())
+
+
+def test_a_trace_that_is_negative_matters_to_the_rule_that_divides_by_it():
+    """Long ago the current was far below 0, which τ_g remembers and the potential does not."""
+    current = torch.tensor([-50.0, 0, 0, 0, 0, 0, 0, 0, 5]).view(1, -1, 1)
+    for gradient in ("event", "original", "surrogate"):
+        neuron = SRMNeuron(SRMParameters(tau_m=1.5, tau_s=1.0, tau_g=1e3), gradient=gradient)
+        with watch(neuron, show=None) as watcher:
+            assert neuron(current).sum() == 1
+        assert ("no time gradient" in kinds(watcher.report())) == (gradient == "event")
 
 
 def test_silent_samples_and_every():
@@ -267,7 +311,7 @@ def test_broken(gradient, make, options, expected):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("gradient", ["event", "surrogate"])
+@pytest.mark.parametrize("gradient", ["event", "original", "surrogate"])
 def test_healthy(gradient, seed):
     torch.manual_seed(seed)
     said = []
@@ -292,6 +336,14 @@ INPUTS = encode(IMAGES[:32])
     ("model", "expected"),
     [
         (lambda: nn.Sequential(SRMLinear(64, 32), SRMLinear(32, 10, gradient="surrogate")), "mixed gradients"),
+        (
+            lambda: nn.Sequential(SRMLinear(64, 32), SRMLinear(32, 10, gradient="original", output=True)),
+            "mixed gradients",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), SRMLinear(32, 10, output=True, gradient="original")),
+            "between",
+        ),
         (lambda: nn.Sequential(nn.Linear(64, 32), SRMNeuron(), nn.Linear(32, 9), SRMNeuron(output=True)), "between"),
         (lambda: nn.Sequential(SRMLinear(64, 32), nn.Linear(32, 32), SRMLinear(32, 10, output=True)), "between"),
         (lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), SRMLinear(32, 10, output=True)), "between"),
@@ -316,6 +368,19 @@ def test_rules(model, expected):
             model[-1].norm_weight.mul_(0.15)
     found = kinds(run(model, INPUTS)) - {"dead", "mostly silent"}
     assert found == ({expected} if expected else set())
+
+
+@pytest.mark.parametrize(
+    ("behind", "remedy"),
+    [([], "output=True"), ([nn.Linear(10, 10)], "output=True"), ([SRMReadout(10, 10)], "calibrate_gain")],
+)
+def test_what_to_try_where_the_last_layer_is_silent(behind, remedy):
+    layer = SRMLinear(64, 10)
+    nn.init.constant_(layer.norm_weight, 0.35 * 0.15)
+    inputs = INPUTS.clone()
+    inputs[0] *= 100
+    (finding,) = (f for f in run(nn.Sequential(layer, *behind), inputs).findings if f.kind == "output")
+    assert remedy in finding.remedy
 
 
 def test_a_network_that_falls_silent_is_said_while_it_trains():
@@ -384,6 +449,12 @@ def test_observing():
         assert "bad loss" in kinds(watcher.report())
 
 
+def test_observing_nothing():
+    with watch(network(), show=None) as watcher:
+        watcher.observe(predictions=torch.tensor([]).long(), labels=torch.tensor([]).long())
+    assert watcher.report().learning.samples == 0
+
+
 @pytest.mark.parametrize(
     ("first", "last", "correct", "expected"),
     [
@@ -411,7 +482,7 @@ def test_learning(first, last, correct, expected):
         (
             {"labels": torch.tensor([1]), "predictions": torch.ones(1)},
             TypeError,
-            "predictions must be a tensor of integers, the classes, got torch.float32",
+            "predictions must be a tensor of integers, got torch.float32",
         ),
         (
             {"labels": torch.tensor([1]), "predictions": torch.tensor([1, 2])},

@@ -58,6 +58,20 @@ def test_latencies_of_images_in_half_precision():
         assert torch.equal(spikes, encode_latency(images.float(), 900, spacing=spacing).half())
 
 
+@pytest.mark.parametrize("encode", [encode_direct, encode_rate, encode_latency])
+def test_what_is_no_batch_of_values(encode):
+    for values, error in (([0.1, 0.2], TypeError), (None, TypeError), (torch.tensor(0.5), ValueError)):
+        with pytest.raises(error, match="values must"):
+            encode(values, 4)
+
+
+def test_drawn_and_timed_spikes_pass_no_gradient():
+    values = torch.rand(3, 2, requires_grad=True)
+    assert encode_direct(values, 4).requires_grad
+    assert not encode_rate(values, 4).requires_grad and not encode_latency(values, 4).requires_grad
+    assert encode_direct(torch.ones(2, 3, dtype=torch.bool), 4).dtype == torch.bool
+
+
 def test_bad_input():
     values = torch.rand(2, 3)
     bad = torch.tensor([[0.5, 0.5], [1.5, math.nan]])
@@ -67,7 +81,7 @@ def test_bad_input():
         (lambda: encode_rate(values, 2.0), TypeError, "steps must be an int, got 2.0"),
         (lambda: encode_rate(values.long(), 4), TypeError, "values must have one of the dtypes"),
         (lambda: encode_rate(-values - 0.1, 4), ValueError, r"values must lie in 0 … 1, got -0.* at \[0, 0\] \(6 of 6"),
-        (lambda: encode_rate(bad, 4), ValueError, r"got 1.5 at \[1, 0\] \(2 of 4 are outside or NaN\)"),
+        (lambda: encode_rate(bad, 4), ValueError, r"got 1.5 at \[1, 0\] \(2 of 4 are such\)"),
         (lambda: encode_latency(bad[:, 1:], 4), ValueError, r"got nan at \[1, 0\] \(1 of 2"),
         (lambda: encode_latency(values, 4, spacing="log"), ValueError, "spacing must be one of"),
         (lambda: encode_latency(values, 4, smallest=1.0), ValueError, "smallest must be < 1, got 1.0"),

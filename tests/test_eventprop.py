@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from srm_triton.audit_networks import NETWORKS, draw, exact_differences, exact_gradients
-from srm_triton.eventprop import Neuron, Spike, gradients, simulate
+from srm_triton.audit.eventprop import Neuron, Spike, gradients, simulate
+from srm_triton.audit.gradients import exact_differences, exact_gradients
+from srm_triton.audit.networks import NETWORKS, draw
 
 NEURON = Neuron(5.0, 3.0, 1.0)
 

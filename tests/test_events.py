@@ -75,6 +75,19 @@ def test_nmnist_data_set(tmp_path):
     assert frames.nonzero().tolist() == [[label, 0, 1, 3, label] for label in range(10)]
 
 
+def test_hidden_files_are_no_recordings(tmp_path):
+    write_nmnist(tmp_path)
+    samples = len(NMNIST(tmp_path))
+    (tmp_path / "Train" / "3" / "._1.bin").write_bytes(b"Mac OS X")
+    assert len(NMNIST(tmp_path)) == samples
+
+
+@pytest.mark.parametrize("dataset", [NMNIST, DVSGesture, SHD])
+def test_which_part_is_said_by_a_bool(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"train must be one of \(False, True\), got 'test'"):
+        dataset(tmp_path, train="test")
+
+
 def test_nmnist_folders_of_other_content(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Train/0: expected a folder of N-MNIST's recordings of 0, found none"):
         NMNIST(tmp_path)

@@ -98,6 +98,16 @@ def test_tonic_data_sets_work_as_they_are():
     assert inputs.sum((1, 2, 3, 4)).tolist() == [301, 251, 201, 151]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint64])
+@pytest.mark.parametrize("options", [{}, {"by": "number"}, {"duration": 121}])
+def test_events_of_any_integer_type(dtype, options):
+    """Products of what fits into 8 bits do not."""
+    recording = events([(t, t % 34, t % 20, t % 2) for t in range(0, 121, 3)])
+    frames = Frames(50, (20, 34), (11, 17), **options)
+    found = frames(Events(*(column.to(dtype) for column in recording)))
+    assert torch.equal(found, frames(recording)) and found.sum() == 41
+
+
 @pytest.mark.parametrize(
     ("recording", "error", "message"),
     [
@@ -106,6 +116,13 @@ def test_tonic_data_sets_work_as_they_are():
         (structured([(0, -1, 0, 0)]), ValueError, "events must have x from 0 to 33, got from -1 to -1"),
         (events([(0, 0, 0, 2)]), ValueError, "events must have polarity from 0 to 1, got from 2 to 2"),
         (events([(-5, 0, 0, 1)]), ValueError, "events must not come before time 0, got one at -5 µs"),
+        (Events(*torch.zeros(4, 3)), TypeError, "time must be a tensor of integers, got torch.float32"),
+        (Events([0], [0], [0], [0]), TypeError, "time must be a tensor of integers, got list"),
+        (
+            events([(0, 0, 0, 0)] * 3)._replace(x=torch.tensor([1])),
+            ValueError,
+            r"events must have as many values of time, y, x, polarity, on one axis, got .*\[3\], \[3\], \[1\], \[3\]",
+        ),
         (np.zeros((3, 4)), TypeError, "events must be Events or a structured array with .* t, y, x, p, .* got ndarray"),
         (np.zeros(3, [("t", int), ("x", int)]), TypeError, "got ndarray with the fields t, x"),
         (UnitEvents(torch.zeros(1), torch.zeros(1)), TypeError, "as the sensor has 2 axes, got UnitEvents"),
@@ -129,6 +146,7 @@ def test_recordings_of_other_content(recording, error, message):
         ({"by": "events"}, ValueError, r"by must be one of \('time', 'number'\), got 'events'"),
         ({"values": "sum"}, ValueError, r"values must be one of \('counts', 'binary'\), got 'sum'"),
         ({"polarities": 3}, ValueError, r"polarities must be one of \(1, 2\), got 3"),
+        ({"polarities": True}, ValueError, "polarities must be one of"),
         ({"duration": 0}, ValueError, "duration must be finite and ≥ 1, got 0"),
         ({"duration": 5, "by": "number"}, ValueError, "duration must be None where by is 'number'"),
     ],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from srm_triton import (
     SRMLinear,
+    SRMReadout,
     count_loss,
     enhanced_count_loss,
     first_spike_cross_entropy,
@@ -316,12 +317,51 @@ def test_bad_spikes_and_labels(loss_of):
             call()
 
 
+def graded(loss_of):
+    """Whether means over a population make sense; time alone needs spikes."""
+    return loss_of not in (first_spike_cross_entropy, predict_first_spike)
+
+
+@pytest.mark.parametrize("function", [*OURS.values(), predict, predict_first_spike], ids=[*OURS, "most", "first"])
+def test_membrane_potentials_are_no_spikes(function):
+    """But for the loss that takes them."""
+    arguments = () if function in (predict, predict_first_spike) else (torch.tensor([0, 1]),)
+    potentials = SRMReadout(4, 3)(torch.randn(2, 8, 4))
+    if function is stepwise_cross_entropy:
+        assert function(potentials, *arguments).isfinite()
+        return
+    for value in (potentials, torch.full((2, 8, 3), math.nan), torch.full((2, 8, 3), -1.0), torch.full((2, 8, 3), 2.0)):
+        with pytest.raises(ValueError, match=r"spikes must be 0 or 1.*SRMReadout.*, got .* at \[0, 0, 0\]"):
+            function(value, *arguments)
+    shares = (torch.rand(2, 8, 3, 6) < 0.4).double().mean(3)
+    if graded(function):
+        assert function(shares, *arguments).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="spikes must be 0 or 1"):
+            function(shares, *arguments)
+
+
+def test_a_population_is_predicted_by_all_that_it_fires():
+    spikes = (torch.rand(40, 9, 3, 5) < 0.3).double()
+    weights = [1.1 - t / 90 for t in range(9)]
+    votes = [[sum(w * x for w, x in zip(weights, c, strict=True)) for c in zip(*s, strict=True)]
+             for s in spikes.mean(3).tolist()]  # fmt: skip
+    assert predict(spikes.mean(3)).tolist() == [max(range(3), key=lambda c: vote[c]) for vote in votes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_counts_and_predictions_in_half_precision_are_exact(dtype):
+    spikes = torch.ones(1, 4001, 2, dtype=dtype)
+    spikes[0, -1, 0] = 0
+    assert spike_counts(spikes).tolist() == [[4000, 4001]] and predict(spikes).tolist() == [1]
+
+
 def test_bad_options():
     spikes, labels = torch.ones(2, 4, 3), torch.tensor([0, 1])
     cases = [
         (lambda: count_loss(spikes, labels, desired=1, undesired=1), ValueError, "0 ≤ undesired < desired ≤ 4"),
         (lambda: count_loss(spikes, labels, desired=5, undesired=1), ValueError, "got desired=5 and undesired=1"),
-        (lambda: enhanced_count_loss(spikes, labels, desired=2, undesired=-1), ValueError, "0 ≤ undesired < desired"),
+        (lambda: enhanced_count_loss(spikes, labels, desired=2, undesired=-1), ValueError, "undesired must be .*≥ 0"),
         (lambda: rate_cross_entropy(spikes, labels, silent=math.nan), ValueError, "silent must be finite and ≥"),
         (lambda: rate_cross_entropy(spikes, labels, skip_silent=1), ValueError, "skip_silent must be one of"),
         (lambda: first_spike_cross_entropy(spikes, labels, scale=0), ValueError, "scale must be finite and > 0, got 0"),
@@ -330,6 +370,23 @@ def test_bad_options():
         (lambda: van_rossum_loss(spikes, labels, target=spikes[0, :3, 0]), ValueError, "target must have 4 entries"),
         (lambda: van_rossum_loss(spikes, labels, target=spikes), ValueError, r"target must have the shape \[time\]"),
         (lambda: van_rossum_loss(spikes, labels, target=[0, 1, 1, 1]), TypeError, "target must be a torch.Tensor"),
+        (lambda: count_loss(spikes, labels, desired="3", undesired=1), TypeError, "desired must be a number, got '3'"),
+        (lambda: count_loss(spikes, labels, desired=3, undesired=None), TypeError, "undesired must be a number"),
+        (lambda: count_loss(spikes, labels, desired=3, undesired=True), TypeError, "undesired must be a number"),
+        (lambda: count_loss(spikes, labels, desired=math.nan, undesired=1), ValueError, "desired must be finite"),
+        (
+            lambda: van_rossum_loss(spikes, labels, target=spikes[0, :, 0] * math.nan),
+            ValueError,
+            "target must lie in 0 … 1",
+        ),
+        *[
+            (lambda f=function: f(spikes, labels, batch_first=None), ValueError, "batch_first must be one of")
+            for function in OURS.values()
+        ],
+        *[
+            (lambda f=function: f(spikes, batch_first=1), ValueError, "batch_first must be one of")
+            for function in (spike_counts, predict, predict_first_spike)
+        ],
         (lambda: spike_counts(spikes[0]), ValueError, r"spikes must have the shape \[batch, time, classes\]"),
         (lambda: predict(spikes[:, :0]), ValueError, "at least one step and one class"),
         (lambda: predict_first_spike(spikes[..., :0]), ValueError, "at least one step and one class"),

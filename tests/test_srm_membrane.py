@@ -1,6 +1,8 @@
 """The membrane filter and the read-out layer: the recursion written out, its derivatives, and networks that learn."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -94,7 +96,9 @@ def test_every_layout():
     assert half.dtype == torch.float32 and torch.equal(half, srm_membrane(current.bfloat16().float(), parameters))
     empty, unchanged = srm_membrane(current[:, :0], parameters, state, return_state=True)
     assert empty.shape == (3, 0, 2, 4) and torch.equal(unchanged.membrane, state.membrane)
+    assert not unchanged.gradient_trace.any() and torch.equal(unchanged.synapse, state.synapse)
     assert not srm_membrane(current[:, :0], return_state=True)[1].membrane.any()
+    assert torch.equal(srm_membrane(current, parameters, tuple(state)), membrane)
 
 
 def test_a_sequence_in_pieces():
@@ -189,3 +193,35 @@ def test_bad_input():
     for call, error, message in cases:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_the_layer_is_saved_copied_and_made_without_memory(tmp_path):
+    """Constants that differ from those of the new layer are restored, after it has run too."""
+    layer, inputs = SRMReadout(3, 2, SRMParameters(tau_m=torch.tensor([2.0, 9.0]))), torch.rand(4, 6, 3)
+    expected = layer(inputs)
+    torch.save(layer.state_dict(), tmp_path / "layer.pt")
+    saved = torch.load(tmp_path / "layer.pt", weights_only=True)
+    constants = SRMParameters(tau_m=torch.full((2,), 3.0))
+    made = {device: SRMReadout(3, 2, constants, device=device) for device in ("cpu", "meta")}
+    made["cpu"](inputs)
+    assert made["meta"](inputs.to("meta")).shape == (4, 6, 2)
+    for device, other in made.items():
+        other.load_state_dict(saved, assign=device == "meta")
+        for one in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+            assert torch.equal(one(inputs), expected)
+    halved = copy.deepcopy(layer).bfloat16()
+    assert torch.equal(halved.neuron.tau_m, layer.neuron.tau_m)
+    torch.testing.assert_close(halved(inputs.bfloat16()), expected, rtol=0.02, atol=0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(inputs), expected, rtol=0.02, atol=0.02)
+    assert layer(inputs[:0]).shape == (0, 6, 2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
+def test_a_compiled_layer_goes_on_and_an_exported_one_agrees():
+    layer, inputs = SRMReadout(3, 2), torch.rand(4, 6, 3)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    first, state = compiled(inputs[:, :2], return_state=True)
+    rest = compiled(inputs[:, 2:], state)
+    torch.testing.assert_close(torch.cat((first, rest), 1), layer(inputs))
+    torch.testing.assert_close(torch.export.export(layer, (inputs,)).module()(inputs), layer(inputs))

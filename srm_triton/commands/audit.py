@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from srm_triton.audit import CHOICES, Audit, audit
-from srm_triton.audit_networks import NETWORKS
+from srm_triton.audit import CHOICES, NETWORKS, Audit, audit
 from srm_triton.commands.shared import Commands, progress
 from srm_triton.files import write_atomically
 
@@ -99,7 +98,8 @@ def as_markdown(result: Audit) -> str:
             "",
             f"Gradients of the first layer's weights, medians over {result.seeds} seeds. At the step 1/n, time",
             "constants are n·5, n·3 and n·2.5 (τ_g) steps, the threshold is 1, an impulse stays as it is, a constant",
-            "current is divided by n, the clamp is at n·4. Options off: those of the package that can. –: no effect.",
+            "current is divided by n, the clamp is at n·4. Options off: what the package computes with the gradient",
+            "original, without clamp and factor and with plain pooling. –: no effect.",
             "",
             "## Convergence with the time step: relative error",
             "",

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Dataset
 
 from srm_triton.data.aedat import read_aedat
-from srm_triton.data.events import Events
+from srm_triton.data.events import EventDataset, Events
 from srm_triton.data.files import DataError, find_file
 
 _COLUMNS = ["class", "startTime_usec", "endTime_usec"]
@@ -26,7 +25,7 @@ class _Gesture(NamedTuple):
     end: int
 
 
-class DVSGesture(Dataset[tuple[Any, int]]):
+class DVSGesture(EventDataset):
     """DVS-Gesture as a data set of PyTorch: a sample is one gesture, 128×128 pixels, eleven classes.
 
     Time counts from the start of the gesture. Each access reads from a recording of many megabytes; to train for many
@@ -43,6 +42,7 @@ class DVSGesture(Dataset[tuple[Any, int]]):
         classes: 11.
 
     Raises:
+        ValueError: if `train` is no bool.
         FileNotFoundError: if a file is missing.
         DataError: if a file is not what its name says; on access to a sample also as `read_aedat`, which includes a
             gesture without an event, and for one beyond 128 by 128 pixels.
@@ -53,7 +53,7 @@ class DVSGesture(Dataset[tuple[Any, int]]):
     def __init__(
         self, folder: str | Path, *, train: bool = True, transform: Callable[[Events], Any] | None = None
     ) -> None:
-        self.transform = transform
+        super().__init__(train, transform)
         self.gestures: list[_Gesture] = []
         labels: list[int] = []
         trials = Path(folder) / f"trials_to_{'train' if train else 'test'}.txt"
@@ -68,18 +68,14 @@ class DVSGesture(Dataset[tuple[Any, int]]):
             raise DataError(f"{trials}: expected at least one gesture, found none")
         self.labels = torch.tensor(labels)
 
-    def __len__(self) -> int:
-        return len(self.gestures)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def _read(self, index: int) -> Events:
         path, start, end = self.gestures[index]
         events = read_aedat(path, start, end)
         if max(int(events.x.max()), int(events.y.max())) >= _SIDE:
             raise DataError(
                 f"{path}: expected x and y from 0 to {_SIDE - 1}, found {events.x.max()} and {events.y.max()}"
             )
-        events = events._replace(time=events.time - start)
-        return (self.transform(events) if self.transform else events), int(self.labels[index])
+        return events._replace(time=events.time - start)
 
 
 def _text(path: Path) -> str:

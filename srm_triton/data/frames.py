@@ -6,11 +6,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_number, check_option
+from srm_triton.checks import check_integers, check_number, check_option
 from srm_triton.data.events import Events, UnitEvents
 
 By = Literal["time", "number"]
 Values = Literal["counts", "binary"]
+
+
+# by the axes of the sensor: the tuple, and its names by those of tonic
+_KINDS = {
+    1: (UnitEvents, {"t": "time", "x": "unit"}),
+    2: (Events, {"t": "time", "y": "y", "x": "x", "p": "polarity"}),
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Frames:
 
     Raises:
         TypeError: if a value has another type.
-        ValueError: if a value is out of its range; when called, for events outside the sensor, of other polarities than
-            0 and 1, or (with a duration) before time 0.
+        ValueError: if a value is out of its range; when called, for columns of different lengths, for events outside
+            the sensor, of other polarities than 0 and 1, or (with a duration) before time 0.
 
     Shape:
         A recording to float32 [time, polarity, height, width], or [time, units]. A recording is an `Events`, a
@@ -78,7 +85,7 @@ class Frames:
     def __call__(self, recording: Any) -> Tensor:
         """Returns the frames of a recording."""
         time, *rest = _columns(recording, len(self.sensor))
-        axes = ("y", "x", "polarity") if len(self.sensor) == 2 else ("unit",)
+        axes = list(_KINDS[len(self.sensor)][1].values())[1:]
         for name, values, count in zip(axes, rest, (*self.sensor, 2), strict=False):
             low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
             if low < 0 or high >= count:
@@ -112,20 +119,28 @@ class Frames:
 
 
 def _columns(recording: Any, axes: int) -> tuple[Tensor, ...]:
-    """Time, y and x or unit, and for pixels polarity, of a recording of any kind."""
-    expected, names = ((UnitEvents, ("t", "x")), (Events, ("t", "y", "x", "p")))[axes - 1]
-    if isinstance(recording, Events) and axes == 2:
-        return recording.time, recording.y, recording.x, recording.polarity
-    if isinstance(recording, UnitEvents) and axes == 1:
-        return tuple(recording)
-    fields = getattr(getattr(recording, "dtype", None), "names", None) or ()
-    if not set(names) <= set(fields):
-        found = f" with the fields {', '.join(fields)}" if fields else ""
-        raise TypeError(
-            f"events must be {expected.__name__} or a structured array with the fields {', '.join(names)}, as the "
-            f"sensor has {axes} axes, got {type(recording).__name__}{found}"
+    """Time, y and x or unit, and for pixels polarity, of a recording of any kind, in int64."""
+    expected, names = _KINDS[axes]
+    if isinstance(recording, expected):
+        columns = tuple(getattr(recording, name) for name in names.values())
+        for name, column in zip(names.values(), columns, strict=True):
+            check_integers(name, column)
+    else:
+        fields = getattr(getattr(recording, "dtype", None), "names", None) or ()
+        if not names.keys() <= set(fields):
+            found = f" with the fields {', '.join(fields)}" if fields else ""
+            raise TypeError(
+                f"events must be {expected.__name__} or a structured array with the fields {', '.join(names)}, as the "
+                f"sensor has {axes} axes, got {type(recording).__name__}{found}"
+            )
+        for name in names:
+            if recording[name].dtype.kind not in "iub":
+                raise TypeError(f"events must have integers in the field {name}, got {recording[name].dtype}")
+        columns = tuple(torch.from_numpy(recording[name].astype("int64")) for name in names)
+    shapes = [list(column.shape) for column in columns]
+    if any(shape != shapes[0] or len(shape) != 1 for shape in shapes):
+        raise ValueError(
+            f"events must have as many values of {', '.join(names.values())}, on one axis, got the shapes "
+            f"{', '.join(map(str, shapes))}"
         )
-    for name in names:
-        if recording[name].dtype.kind not in "iub":
-            raise TypeError(f"events must have integers in the field {name}, got {recording[name].dtype}")
-    return tuple(torch.from_numpy(recording[name].astype("int64")) for name in names)
+    return tuple(column.long() for column in columns)

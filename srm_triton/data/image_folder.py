@@ -37,6 +37,7 @@ def load_image_folder(folder: str | Path, *, test_fraction: float = 0.2, seed: i
     """
     optional_module("PIL", "demo")
     check_number("test_fraction", test_fraction, 0, above=True)
+    check_number("seed", seed, 0, whole=True)
     if test_fraction >= 1:
         raise ValueError(f"test_fraction must be below 1, got {test_fraction}")
     folder = Path(folder)
@@ -53,10 +54,13 @@ def load_image_folder(folder: str | Path, *, test_fraction: float = 0.2, seed: i
     labels = torch.tensor([label for _, label in files])
     if given:
         train, test = torch.arange(len(files)).tensor_split([sum(map(len, parts[0].values()))])
-    elif not (count := round(test_fraction * len(files))):
-        raise ValueError(f"test_fraction must leave an image for testing, got {test_fraction} of {len(files)} images")
     else:
-        train, test = stratified_split(labels, count, seed=seed)
+        try:
+            train, test = stratified_split(labels, round(test_fraction * len(files)), seed=seed)
+        except ValueError as error:
+            raise ValueError(
+                f"test_fraction must leave each class and part an image, got {test_fraction} of {len(files)} images"
+            ) from error
     images = _load([path for path, _ in files])
     return LabelledImages(images[train], labels[train], images[test], labels[test], len(names), names)
 

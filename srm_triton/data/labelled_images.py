@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from srm_triton.checks import check_number
 from srm_triton.data.files import DataError
 
 
@@ -57,6 +58,8 @@ def join_parts(train: Samples, test: Samples, classes: int | None) -> LabelledIm
         classes: the number of classes; None stands for as many as the training labels say.
 
     Raises:
+        TypeError: for a number of classes of another type.
+        ValueError: for one below 1.
         DataError: where images and labels, or the two parts, do not belong together; for a label out of range and for a
             class without a training sample.
     """
@@ -73,6 +76,8 @@ def join_parts(train: Samples, test: Samples, classes: int | None) -> LabelledIm
             f"{test.images_source}: expected images of the shape {list(train.images.shape[1:])} as in "
             f"{train.images_source}, found {list(test.images.shape[1:])}"
         )
+    if classes is not None:
+        check_number("classes", classes, 1, whole=True)
     present = train.labels.unique().tolist()
     first = 1 if present[0] == 1 else 0  # some data sets count their classes from 1
     count = classes or present[-1] - first + 1

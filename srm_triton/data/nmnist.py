@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
-from srm_triton.data.events import Events
+from srm_triton.data.events import EventDataset, Events
 from srm_triton.data.files import DataError, read_bytes
 
 _SIDE = 34
@@ -40,7 +39,7 @@ def read_nmnist(path: str | Path) -> Events:
     return Events((high & 0x7F) << 16 | middle << 8 | low, x, y, high >> 7)
 
 
-class NMNIST(Dataset[tuple[Any, int]]):
+class NMNIST(EventDataset):
     """N-MNIST as a data set of PyTorch: 60000 and 10000 recordings of 34×34 pixels, ten classes.
 
     Args:
@@ -53,6 +52,7 @@ class NMNIST(Dataset[tuple[Any, int]]):
         classes: 10.
 
     Raises:
+        ValueError: if `train` is no bool.
         FileNotFoundError: if a folder is missing.
         DataError: if a folder has no recording; on access to a sample as `read_nmnist`.
     """
@@ -62,23 +62,19 @@ class NMNIST(Dataset[tuple[Any, int]]):
     def __init__(
         self, folder: str | Path, *, train: bool = True, transform: Callable[[Events], Any] | None = None
     ) -> None:
-        self.transform = transform
+        super().__init__(train, transform)
         self.paths: list[Path] = []
         labels: list[int] = []
         for label in range(self.classes):
             place = Path(folder) / ("Train" if train else "Test") / str(label)
             if not place.is_dir():
                 raise FileNotFoundError(f"{place}: expected a folder of N-MNIST's recordings of {label}, found none")
-            paths = sorted(path for path in place.iterdir() if path.name.endswith((".bin", ".bin.gz")))
+            paths = sorted(path for path in place.glob("[!.]*") if path.name.endswith((".bin", ".bin.gz")))
             if not paths:
                 raise DataError(f"{place}: expected recordings of the class {label}, found no file .bin")
             self.paths += paths
             labels += [label] * len(paths)
         self.labels = torch.tensor(labels)
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        events = read_nmnist(self.paths[index])
-        return (self.transform(events) if self.transform else events), int(self.labels[index])
+    def _read(self, index: int) -> Events:
+        return read_nmnist(self.paths[index])

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
-from srm_triton.data.events import UnitEvents
+from srm_triton.data.events import EventDataset, UnitEvents
 from srm_triton.data.files import DataError, find_file, optional_module, read_bytes
 
 _TIMES, _UNITS, _LABELS = "spikes/times", "spikes/units", "labels"
 
 
-class SHD(Dataset[tuple[Any, int]]):
+class SHD(EventDataset):
     """SHD as a data set of PyTorch: 8156 and 2264 recordings of 700 units, ten digits in two languages.
 
     Args:
@@ -34,6 +33,7 @@ class SHD(Dataset[tuple[Any, int]]):
         classes: 20: zero to nine in German, then in English.
 
     Raises:
+        ValueError: if `train` is no bool.
         ModuleNotFoundError: without h5py.
         FileNotFoundError: if the file is missing.
         DataError: if it is damaged or holds something else, also on access to a sample.
@@ -45,7 +45,7 @@ class SHD(Dataset[tuple[Any, int]]):
     def __init__(
         self, folder: str | Path, *, train: bool = True, transform: Callable[[UnitEvents], Any] | None = None
     ) -> None:
-        self.transform = transform
+        super().__init__(train, transform)
         path = Path(folder) / f"shd_{'train' if train else 'test'}.h5"
         found = find_file(path)
         if found is None:
@@ -68,11 +68,7 @@ class SHD(Dataset[tuple[Any, int]]):
                 f"found {int(self.labels.min())} to {int(self.labels.max())}"
             )
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        index = range(len(self))[index]
+    def _read(self, index: int) -> UnitEvents:
         with self._file() as file:
             seconds, units = file[_TIMES][index], file[_UNITS][index]
         if seconds.shape != units.shape or seconds.dtype.kind != "f" or units.dtype.kind not in "iu":
@@ -88,8 +84,7 @@ class SHD(Dataset[tuple[Any, int]]):
             raise DataError(
                 f"{self.path}: expected units from 0 to {self.units - 1} in sample {index}, found up to {unit.max()}"
             )
-        events = UnitEvents(time.round().long(), unit)
-        return (self.transform(events) if self.transform else events), int(self.labels[index])
+        return UnitEvents(time.round().long(), unit)
 
     @contextmanager
     def _file(self) -> Iterator[Any]:

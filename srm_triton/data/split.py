@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_number
+from srm_triton.checks import check_integers, check_number
 from srm_triton.data.labelled_images import LabelledImages
 
 
@@ -30,8 +30,7 @@ def stratified_split(labels: Tensor, samples: int, *, seed: int = 0) -> tuple[Te
         >>> kept.numel(), [0, 0, 1] == torch.tensor([0, 0, 0, 0, 1, 1])[chosen].tolist()
         (3, True)
     """
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be a tensor of integers, got {getattr(labels, 'dtype', type(labels).__name__)}")
+    check_integers("labels", labels)
     if labels.dim() != 1:
         raise ValueError(f"labels must have the shape [samples], got {list(labels.shape)}")
     check_number("samples", samples, 1, whole=True)
@@ -75,7 +74,6 @@ def hold_out(data: LabelledImages, samples: int, *, seed: int = 0) -> LabelledIm
         >>> len(selection.train_labels), len(selection.test_labels)
         (1137, 300)
     """
-    kept, chosen = stratified_split(data.train_labels, samples, seed=seed)
     split = stratified_split(data.train_labels, samples, seed=seed)
     kept, chosen = (indices.to(data.train_labels.device) for indices in split)
     images, labels = data.train_images, data.train_labels

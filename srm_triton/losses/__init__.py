@@ -5,6 +5,10 @@ they are: the gradient is ∂L/∂spike, negative where a neuron should fire mor
 either gradient of the layers. With the event rule the layer that a loss looks at should be made with ``output=True``: a
 silent neuron then counts as firing once, and takes the gradient that the loss has at that step.
 
+Spikes are 0 or 1; where only their number matters, means over a population do too. Anything else, such as the membrane
+potentials of an `SRMReadout`, is refused but by `stepwise_cross_entropy` (on a GPU, where looking would wait, it is not
+looked at).
+
 | loss | acts on | choose it when |
 |---|---|---|
 | `torch.nn.functional.cross_entropy` of `spike_counts` | counts | nothing speaks for another |

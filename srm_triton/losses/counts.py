@@ -1,12 +1,10 @@
 """Losses on the number of spikes of each output neuron."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_number, check_option, check_tensor, mark_labels, time_axes
-from srm_triton.losses.arguments import cross_entropy, prepare
+from srm_triton.checks import check_number, check_option, mark_labels
+from srm_triton.losses.arguments import as_trains, check_spikes, cross_entropy, prepare
 
 
 def spike_counts(spikes: Tensor, *, batch_first: bool = True) -> Tensor:
@@ -17,18 +15,17 @@ def spike_counts(spikes: Tensor, *, batch_first: bool = True) -> Tensor:
         batch_first: False for [time, batch, classes].
 
     Returns:
-        Counts, [batch, classes], in the dtype of `spikes`.
+        Counts, [batch, classes], in float64 for float64, else in float32, as half precision does not hold them all.
 
     Raises:
         TypeError: if `spikes` is not a floating-point tensor.
-        ValueError: if it has another rank.
+        ValueError: if it has another rank, or for another option.
 
     Example:
         >>> spike_counts(torch.tensor([[[1.0, 0.0], [1.0, 1.0]]]))
         tensor([[2., 1.]])
     """
-    check_tensor("spikes", spikes, time_axes(batch_first, "classes"))
-    return spikes.sum(1 if batch_first else 0)
+    return as_trains(spikes, batch_first).sum(1)
 
 
 def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: float, batch_first: bool = True) -> Tensor:
@@ -52,8 +49,9 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
         The loss, a scalar.
 
     Raises:
-        TypeError: if `spikes` is not a floating-point tensor or `labels` not one of integers.
-        ValueError: for shapes that do not fit, an empty axis, or labels or counts out of range.
+        TypeError: if `spikes` is not a floating-point tensor, `labels` not one of integers, or a count no number.
+        ValueError: for values that are no spikes, shapes that do not fit, an empty axis, labels or counts out of range,
+            or another option.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]], requires_grad=True)
@@ -64,9 +62,9 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
         >>> spikes.grad.tolist()  # the labelled neuron should fire more, the other less
         [[[-0.5, 0.5], [-0.5, 0.5]]]
     """
-    spikes, labels = prepare(spikes, labels, batch_first)
-    counts, labelled = spikes.sum(1), mark_labels(labels, spikes.shape[2])
-    return _half_square(counts, labelled, desired, undesired, spikes.shape[1]).sum() / len(spikes)
+    counts, labels, steps = _counts(spikes, labels, batch_first)
+    labelled = mark_labels(labels, counts.shape[1])
+    return _half_square(counts, labelled, desired, undesired, steps).sum() / len(counts)
 
 
 def enhanced_count_loss(
@@ -103,14 +101,14 @@ def enhanced_count_loss(
         >>> spikes.grad.tolist()  # two spikes share what the one spike receives
         [[[-0.5, 0.25], [-0.5, 0.25]]]
     """
-    spikes, labels = prepare(spikes, labels, batch_first)
-    counts, labelled = spikes.sum(1), mark_labels(labels, spikes.shape[2])
-    half_square = _half_square(counts, labelled, desired, undesired, spikes.shape[1])
+    counts, labels, steps = _counts(spikes, labels, batch_first)
+    labelled = mark_labels(labels, counts.shape[1])
+    half_square = _half_square(counts, labelled, desired, undesired, steps)
     fired = counts.detach().clamp(min=1)
     others = counts.detach().clamp(min=undesired).masked_fill(labelled, 0).sum()
     ratio = others / fired.clamp(max=desired).masked_fill(~labelled, 0).sum()
     weights = torch.where(labelled, (ratio / 10).clamp(min=1), 1.0) / fired
-    return (weights * half_square).sum() / len(spikes)
+    return (weights * half_square).sum() / len(counts)
 
 
 def rate_cross_entropy(
@@ -149,9 +147,8 @@ def rate_cross_entropy(
     """
     check_number("silent", silent, -1e6)
     check_option("skip_silent", skip_silent, (False, True))
-    spikes, labels = prepare(spikes, labels, batch_first)
-    counts, steps = spikes.sum(1), spikes.shape[1]
-    labelled, fixed = mark_labels(labels, spikes.shape[2]), counts.detach()
+    counts, labels, steps = _counts(spikes, labels, batch_first)
+    labelled, fixed = mark_labels(labels, counts.shape[1]), counts.detach()
     values = torch.where(fixed > 0, fixed * (2 / steps), silent)
     share = torch.where(labelled | (fixed > 0), counts / fixed.clamp(min=1), 0)
     if skip_silent:
@@ -159,9 +156,18 @@ def rate_cross_entropy(
     return cross_entropy(values + (share - share.detach()), labels) * (steps / 2)
 
 
+def _counts(spikes: Tensor, labels: Tensor, batch_first: bool) -> tuple[Tensor, Tensor, int]:
+    """Counts, labels and the number of steps."""
+    spikes, labels = prepare(spikes, labels, batch_first)
+    check_spikes(spikes, shares=True)
+    return spikes.sum(1), labels, spikes.shape[1]
+
+
 def _half_square(counts: Tensor, labelled: Tensor, desired: float, undesired: float, steps: int) -> Tensor:
     """½·T·(d/T)² of each neuron, [batch, classes]."""
-    if not (math.isfinite(undesired) and 0 <= undesired < desired <= steps):
+    check_number("desired", desired, 0)
+    check_number("undesired", undesired, 0)
+    if not undesired < desired <= steps:
         raise ValueError(
             f"desired and undesired must satisfy 0 ≤ undesired < desired ≤ {steps} (the number of steps), "
             f"got desired={desired} and undesired={undesired}"

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_number, check_tensor, mark_labels
-from srm_triton.losses.arguments import cross_entropy, prepare
+from srm_triton.checks import check_entries, check_number, check_tensor, mark_labels
+from srm_triton.losses.arguments import check_spikes, cross_entropy, prepare
 from srm_triton.ops.srm_membrane import srm_membrane
 from srm_triton.parameters import SRMParameters
 
@@ -36,7 +36,8 @@ def first_spike_cross_entropy(
 
     Raises:
         TypeError: if `spikes` is not a floating-point tensor or `labels` not one of integers.
-        ValueError: for shapes that do not fit, an empty axis, labels out of range, or another scale.
+        ValueError: for values that are no spikes, shapes that do not fit, an empty axis, labels out of range, or
+            another option.
 
     Example:
         >>> spikes = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]], requires_grad=True)
@@ -48,6 +49,7 @@ def first_spike_cross_entropy(
     check_number("scale", scale, 0, above=True)
     check_number("silent", silent, -1e6)
     spikes, labels = prepare(spikes, labels, batch_first)
+    check_spikes(spikes, shares=False)
     steps = spikes.shape[1]
     fired = spikes.detach() != 0
     until = fired.cumsum(1)
@@ -74,8 +76,8 @@ def van_rossum_loss(
     Args:
         spikes: output spikes, [batch, time, classes].
         labels: the class of each sample, integers [batch].
-        target: the train wanted of the labelled neuron, 0 or 1 for each step, [time], in the dtype of `spikes`; None
-            for the published one: every step but the first, or every other step if there are 20 or more.
+        target: the train wanted of the labelled neuron, 0 or 1 for each step, [time], floating point; None for the
+            published one: every step but the first, or every other step if there are 20 or more.
         tau_s: time constant of the filter in steps, > 1.
         batch_first: False for [time, batch, classes].
 
@@ -95,6 +97,7 @@ def van_rossum_loss(
     """
     check_number("tau_s", tau_s, 1, above=True)
     spikes, labels = prepare(spikes, labels, batch_first)
+    check_spikes(spikes, shares=True)
     steps, classes = spikes.shape[1:]
     if target is None:
         t = torch.arange(steps, device=spikes.device)
@@ -106,6 +109,8 @@ def van_rossum_loss(
                 f"target must have {steps} entries (the number of steps) on {spikes.device}, "
                 f"got {len(target)} on {target.device}"
             )
+        if target.device.type == "cpu":  # elsewhere it would wait
+            check_entries("target", target, (target >= 0) & (target <= 1), "lie in 0 … 1")
     wanted = target.to(spikes.dtype)[:, None] * mark_labels(labels, classes)[:, None]
     integrator = SRMParameters(tau_m=tau_s, tau_s=1.0)  # its potential is τ_s times the filtered difference
     distance = srm_membrane(spikes - wanted, integrator) / tau_s
@@ -132,7 +137,7 @@ def stepwise_cross_entropy(spikes: Tensor, labels: Tensor, *, batch_first: bool 
 
     Raises:
         TypeError: as `first_spike_cross_entropy`.
-        ValueError: for shapes that do not fit, an empty axis, or labels out of range.
+        ValueError: for shapes that do not fit, an empty axis, labels out of range, or another option.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])

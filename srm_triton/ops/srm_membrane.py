@@ -17,7 +17,7 @@ from srm_triton.backend import requested_backend
 from srm_triton.checks import check_option
 from srm_triton.functions import Function, Gradients
 from srm_triton.ops.srm_scan import check_scan
-from srm_triton.parameters import SRMParameters, SRMState, check_parameters
+from srm_triton.parameters import SRMParameters, SRMState, check_parameters, unstack_state
 
 _THRESHOLD = 4  # row of the constants
 
@@ -70,7 +70,7 @@ def srm_membrane(
     """
     for name, flag in (("return_state", return_state), ("batch_first", batch_first)):
         check_option(name, flag, (False, True))
-    _, constants, time_axis = check_scan(current, check_parameters(parameters), state, batch_first)
+    initial, constants, time_axis = check_scan(current, check_parameters(parameters), state, batch_first)
     if constants.requires_grad:
         raise ValueError("parameters must not require a gradient, which srm_membrane does not hand on to them")
     rows = list(constants.unbind(0))
@@ -79,16 +79,17 @@ def srm_membrane(
     steps = x.shape[1]
     membrane_decay, synapse_decay = (row.view(-1, *[1] * max(0, x.dim() - 3)) for row in rows[:2])
     t = torch.arange(steps, device=x.device).view(-1, *[1] * (x.dim() - 2))
-    if state is not None and steps:  # the synaptic current left is one more input of the first step
-        x = torch.cat((x[:, :1] + state.synapse.unsqueeze(1), x[:, 1:]), 1)
+    start = None if initial is None else unstack_state(initial)
+    if start is not None:  # the synaptic current left is one more input of the first step
+        x = torch.cat((x[:, :1] + start.synapse.unsqueeze(1), x[:, 1:]), 1)
     membrane: Tensor = _Membrane.apply(x, torch.stack(rows), requested_backend())
-    if state is not None:
-        membrane = membrane + state.membrane.unsqueeze(1) * membrane_decay ** (t + 1)
+    if start is not None:
+        membrane = membrane + start.membrane.unsqueeze(1) * membrane_decay ** (t + 1)
     result = membrane.movedim(1, time_axis)
     if not return_state:
         return result
-    if not steps:
-        silent = x.sum(1)
-        return result, state or SRMState(silent, silent, silent)
-    synapse = (x * synapse_decay ** (steps - t)).sum(1)
-    return result, SRMState(membrane[:, -1], synapse, torch.zeros_like(synapse))
+    if steps:
+        last, synapse = membrane[:, -1], (x * synapse_decay ** (steps - t)).sum(1)
+    else:
+        last, synapse = (x.sum(1), x.sum(1)) if start is None else start[:2]
+    return result, SRMState(last, synapse, torch.zeros_like(synapse))

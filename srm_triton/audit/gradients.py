@@ -1,7 +1,7 @@
-"""Small networks drawn from a seed, and the gradient of their spike times four ways; what `srm_triton.audit` compares.
+"""The gradient of the spike times of a network four ways.
 
 A loss is L = Σ c_ik·t_ik over the times of the k-th spikes of the outputs, c normally distributed. One output is kept
-silent; it contributes nothing to L, and a rule that counts it as firing sees c_i0 at each step. Everything is float64.
+silent; it contributes nothing to L, and a rule that counts it as firing sees c_i0 at each step.
 
 - `exact_gradients`: EventProp in continuous time; `exact_differences`: finite differences of the roots of u − θ
 - `rule_gradients`: the event-driven rule written out, with its choices switched, at steps of 1/n
@@ -9,150 +9,18 @@ silent; it contributes nothing to L, and a rule that counts it as firing sees c_
 - `interpolated_differences`: finite differences of interpolated spike times at steps of 1/n
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton import event_rule, eventprop
-from srm_triton.event_rule import NEURON, Rule
+from srm_triton.audit import event_rule, eventprop
+from srm_triton.audit.event_rule import NEURON, Rule
+from srm_triton.audit.networks import DURATION, Case
 from srm_triton.layers import SRMConv2d, SRMLinear
 from srm_triton.parameters import SRMParameters
 from srm_triton.pooling import SpikeAvgPool2d
-
-DURATION = 16
-LAST_INPUT = 8
-
-
-class Layer(NamedTuple):
-    """A layer of a network to audit."""
-
-    outputs: int
-    """Neurons, or channels of a convolution."""
-    kernel: int = 0
-    """Side of the kernel of a convolution; 0 for a fully connected layer."""
-    window: int = 1
-    """Side of the window of an average pooling before it."""
-
-
-class Network(NamedTuple):
-    """A network to audit."""
-
-    name: str
-    """What the tables call it."""
-    inputs: tuple[int, ...]
-    """Shape of an input, features or channels, height, width."""
-    layers: tuple[Layer, ...]
-    """From the inputs to the outputs."""
-    constant: bool = False
-    """Whether inputs are constant values, else each gives impulses in two steps of the first eight."""
-    spread: float = 0.4
-    """Standard deviation of the weights, in units of their mean."""
-
-
-NETWORKS = (
-    Network("1 layer", (6,), (Layer(3),)),
-    Network("2 layers", (6,), (Layer(4), Layer(3))),
-    Network("3 layers", (6,), (Layer(4), Layer(4), Layer(3))),
-    Network("both signs", (12,), (Layer(8), Layer(3)), spread=1.5),
-    Network("conv-pool-linear", (1, 6, 6), (Layer(1, kernel=3), Layer(3, window=2))),
-    Network("conv-pool-conv", (1, 6, 6), (Layer(1, kernel=3), Layer(3, kernel=2, window=2))),
-    Network("constant inputs", (6,), (Layer(4), Layer(3)), constant=True),
-)
-
-
-class Part(NamedTuple):
-    """A layer with its sizes."""
-
-    layer: Layer
-    """What it is made of."""
-    shape: tuple[int, ...]
-    """Of its inputs."""
-    weight_shape: tuple[int, ...]
-    """As the package has it."""
-    basis: Tensor
-    """The matrix that each weight alone makes, [weights, neurons, inputs]."""
-    pool: Tensor
-    """[inputs, neurons before]."""
-
-    def matrix(self, weights: Tensor) -> event_rule.Layer:
-        """The layer with weights [samples, weights]."""
-        matrix = torch.einsum("bw,wni->bni", weights, self.basis)
-        return event_rule.Layer(matrix, self.pool, self.layer.window > 1, self.layer.kernel > 0)
-
-    def of_weights(self, grad: Tensor) -> Tensor:
-        """The gradient of the weights, [samples, weights], from that of the matrices."""
-        return torch.einsum("bni,wni->bw", grad, self.basis)
-
-
-class Case(NamedTuple):
-    """What is drawn for a network, in float64."""
-
-    network: Network
-    """Its kind."""
-    parts: list[Part]
-    """Its layers."""
-    weights: list[Tensor]
-    """Of each layer, [weights]."""
-    impulses: Tensor
-    """Into the first layer, at the start of each unit of time, [time, inputs]."""
-    values: Tensor
-    """What inputs give all the time, [inputs]."""
-    coefficients: Tensor
-    """The loss, [outputs, spikes]."""
-
-
-def _parts(network: Network) -> list[Part]:
-    shape, parts = network.inputs, []
-    for layer in network.layers:
-        images = _identity(*shape)
-        if layer.window > 1:
-            images = F.avg_pool2d(images, layer.window)
-        shape = tuple(images.shape[1:]) if layer.kernel else (images[0].numel(),)
-        weight_shape = (layer.outputs, shape[0], *[layer.kernel] * (2 if layer.kernel else 0))
-        one_hot, inputs = _identity(*weight_shape), _identity(*shape)
-        outputs = [F.conv2d(inputs, w) if layer.kernel else F.linear(inputs, w) for w in one_hot]
-        basis = torch.stack([output.flatten(1).t() for output in outputs])
-        parts.append(Part(layer, shape, weight_shape, basis, images.flatten(1).t()))
-        shape = tuple(outputs[0].shape[1:])
-    return parts
-
-
-def _identity(*shape: int) -> Tensor:
-    size = math.prod(shape)
-    return torch.eye(size, dtype=torch.float64).view(size, *shape)
-
-
-def draw(network: Network, seeds: Iterable[int]) -> list[Case]:
-    """Networks whose neurons fire once or a few times, but for the last output, which is silent.
-
-    Args:
-        network: their kind.
-        seeds: of what is drawn for each.
-    """
-    parts = _parts(network)
-    return [_draw(network, parts, torch.Generator().manual_seed(seed)) for seed in seeds]
-
-
-def _draw(network: Network, parts: list[Part], generator: torch.Generator) -> Case:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    weights = []
-    for part in parts:
-        drive = 5.0 if part is parts[0] else 7.0
-        weight = drive / math.prod(part.weight_shape[1:]) * (1 + network.spread * normal(*part.weight_shape))
-        if part is parts[-1]:
-            weight[-1] *= 0.1
-        weights.append(weight.flatten())
-    inputs, outputs = math.prod(network.inputs), parts[-1].basis.shape[1]
-    times = torch.rand(inputs, LAST_INPUT, generator=generator).argsort(1)[:, :2]
-    impulses = torch.zeros(DURATION, inputs, dtype=torch.float64).scatter(0, times.t(), float(not network.constant))
-    values = 0.1 * (0.5 + torch.rand(inputs, generator=generator, dtype=torch.float64)) * network.constant
-    return Case(network, parts, weights, impulses, values, normal(outputs, 2 * DURATION))
 
 
 def exact_gradients(case: Case) -> list[Tensor]:
@@ -185,7 +53,10 @@ def exact_differences(case: Case, number: int = 0, change: float = 2e-5) -> Tens
         return sum(c * spike.time for c, spike in zip(_coefficients(case, last), last, strict=True))
 
     weight, stencil = case.weights[number], ((-2, 1), (-1, -8), (1, 8), (2, -1))
-    sums = [sum(factor * loss(weight + k * unit) for k, factor in stencil) for unit in change * _identity(len(weight))]
+    sums = [
+        sum(factor * loss(weight + k * unit) for k, factor in stencil)
+        for unit in change * torch.eye(len(weight), dtype=torch.float64)
+    ]
     return torch.tensor(sums, dtype=torch.float64) / (12 * change)
 
 
@@ -268,6 +139,8 @@ def _time_gradients(spikes: Tensor, coefficients: Tensor) -> Tensor:
     return torch.where((spikes != 0) | ~(spikes != 0).any(1, keepdim=True), found, 0)
 
 
+@torch.enable_grad()
+@torch.random.fork_rng(devices=[])  # layers draw weights before they are given
 def package_gradients(case: Case, refinement: int, *, published: bool) -> list[Tensor]:
     """The package's gradient of each layer's weights.
 
@@ -286,6 +159,7 @@ def package_gradients(case: Case, refinement: int, *, published: bool) -> list[T
         event_rule.TIME_SLOPE_LIMIT * n,
     )
     options: dict[str, Any] = {"parameters": parameters, "weight_norm": False, "dtype": torch.float64}
+    options["gradient"] = "event" if published else "original"
     options["time_gradient_scale"] = event_rule.TIME_GRADIENT_SCALE if published else 1.0
     modules, layers = list[nn.Module](), []
     for part, weight in zip(case.parts, case.weights, strict=True):

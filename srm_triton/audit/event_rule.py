@@ -3,7 +3,7 @@
 It shares nothing with `srm_triton.ops.srm_scan` but the equations, so that each can be held against the other. A step
 is 1/n of the unit of time in which constants and currents are given: τ becomes n·τ, an impulse W stays, a constant
 current I gives I/n a step, the threshold stays. As a = 1 − 1/(n·τ), a^(n·t) goes to exp(−t/τ), and n·Δu to du/dt:
-for n → ∞ this is the neuron of `srm_triton.eventprop`.
+for n → ∞ this is the neuron of `srm_triton.audit.eventprop`.
 
     ε[k] = c·(a_m^k − a_s^k), c = τ_m/(τ_m − τ_s)        k steps from t to the next spike at or after it
     weight path[t] = w·ε[k + 1]        time path[t] = w·(ε[k + 1] − ε[k])
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srm_triton.eventprop import Neuron
+from srm_triton.audit.eventprop import Neuron
 
 NEURON = Neuron(tau_m=5.0, tau_s=3.0, threshold=1.0)
 TAU_G = 2.5

@@ -1,11 +1,4 @@
-"""How exact the event-driven gradient is, and which of its published choices costs how much: `srm-triton audit`.
-
-In the networks of `srm_triton.audit_networks`, the gradient by the package, by the rule written out
-(`srm_triton.event_rule`), where single choices can be switched, and by finite differences, with steps of 1/n in place
-of 1, is compared with the exact one of continuous time (`srm_triton.eventprop`): for the first layer's weights, whose
-gradient has passed through the whole of the network. The error is ‖g − exact‖/‖exact‖, the cosine that of the angle
-between both; medians over the seeds.
-"""
+"""How exact the event-driven gradient is, and which of its published choices costs how much: `srm-triton audit`."""
 
 import itertools
 import math
@@ -18,25 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srm_triton.audit_networks import (
-    NETWORKS,
-    Case,
-    Network,
-    draw,
+from srm_triton.audit.event_rule import Rule
+from srm_triton.audit.gradients import (
     exact_differences,
     exact_gradients,
     interpolated_differences,
     package_gradients,
     rule_gradients,
 )
+from srm_triton.audit.networks import NETWORKS, Case, Network, draw
 from srm_triton.checks import check_number
-from srm_triton.event_rule import Rule
 
 REFINEMENTS = (1, 2, 4, 8, 16, 32, 64)
 
 DERIVATIVE = Rule()
 PUBLISHED = Rule(*[True] * len(fields(Rule)))
-SWITCHED_OFF = Rule(trace=True, by_inputs=True, fixed_resets=True)
+SWITCHED_OFF = Rule(by_inputs=True, fixed_resets=True)
 """What remains of the choices where the options of the package switch off what they can."""
 
 CHOICES = {
@@ -97,7 +87,7 @@ class Audit(NamedTuple):
     refinements: tuple[int, ...]
     """The numbers n of the steps 1/n."""
     eventprop_error: float
-    """The largest error of EventProp against finite differences of exact spike times."""
+    """The largest error of EventProp against finite differences of exact spike times, in one network of each kind."""
     package_error: float
     """The largest difference of a gradient of the package from the rule written out."""
     convergence: list[Convergence]
@@ -110,7 +100,7 @@ class Audit(NamedTuple):
         """Whether EventProp is exact, the package follows the rule, and that without choices converges to EventProp."""
         rows = [row for row in self.convergence if (row.gradient, row.reference) == ("no choice", "EventProp")]
         converge = all(row.errors[-1] < 0.1 and row.order > 0.7 for row in rows)
-        return self.eventprop_error < 1e-7 and self.package_error < 1e-10 and converge
+        return bool(rows) and self.eventprop_error < 1e-7 and self.package_error < 1e-10 and converge
 
 
 def audit(
@@ -129,7 +119,7 @@ def audit(
 
     Raises:
         TypeError: if a number is no int.
-        ValueError: if `seeds` is below 1, or `refinements` are others.
+        ValueError: if `seeds` is below 1, there are no `networks`, or `refinements` are others.
 
     Example:
         >>> result = audit(3, NETWORKS[:1], refinements=(8, 16, 32, 64))
@@ -137,6 +127,8 @@ def audit(
         [True, True]
     """
     check_number("seeds", seeds, 1, whole=True)
+    if not networks:
+        raise ValueError("networks must hold at least one, got none")
     for n in refinements:
         check_number("refinements", n, 1, whole=True)
     if len(refinements) < 4 or any(2 * n != finer for n, finer in itertools.pairwise(refinements)):
