@@ -66,6 +66,13 @@ def test_every_part_of_the_notation(notation, inputs, options):
     assert sum(isinstance(layer, DropoutOverTime) for layer in network) == (2 if "dropout" in options else 0)
 
 
+def test_strides_and_biases_that_begin_with_a_third_of_the_weights():
+    network = spiking_network("400C3S2-400", (2, 9, 10), 3, steps=7)
+    assert network[0](torch.rand(1, 7, 2, 9, 10)).shape == (1, 7, 400, 5, 5)
+    for layer in (network.conv1, network.hidden1):
+        assert layer.bias.std().item() == pytest.approx(0.3 * layer.effective_weight().std().item(), rel=0.15)
+
+
 def test_constants_of_the_caller():
     parameters = SRMParameters(7.0, 4.0)
     network = spiking_network("8-8", 3, 2, steps=9, readout="spikes", parameters=parameters)

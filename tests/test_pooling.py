@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from srm_triton import SpikeAvgPool2d
 
 
-def test_pooling_hands_each_window_the_whole_gradient():
+@pytest.mark.parametrize("gradient", ["event", "original"])
+def test_pooling_hands_each_window_the_whole_gradient(gradient):
     spikes = (torch.rand(2, 3, 4, 6, 6) < 0.3).float().requires_grad_()
-    pooled = SpikeAvgPool2d(2)(spikes)
+    pooled = SpikeAvgPool2d(2, gradient=gradient)(spikes)
     assert torch.equal(pooled, F.avg_pool2d(spikes.flatten(0, 1), 2).unflatten(0, (2, 3)))
     grad = torch.randn_like(pooled)
     pooled.backward(grad)
