@@ -23,7 +23,7 @@ from srm_triton import SRMParameters, calibrate_gain, encode_direct, spiking_net
 from srm_triton.data import load_digits
 
 RESULTS = Path(__file__).with_name("results") / "learning.json"
-SERIES = ("JapaneseVowels", "BasicMotions", "ItalyPowerDemand", "GunPoint")
+SERIES = ("JapaneseVowels", "BasicMotions", "ItalyPowerDemand", "GunPoint", "ArrowHead", "PickupGestureWiimoteZ")
 SEEDS = 5
 
 
