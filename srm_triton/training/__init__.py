@@ -18,7 +18,7 @@ from srm_triton.training.checkpoint import Checkpoint, CheckpointError, EpochRec
 from srm_triton.training.loop import CHECKPOINT, LEARNING_PLOT, METRICS, SAMPLE_PLOT, train
 from srm_triton.training.network import build_network, record
 from srm_triton.training.objective import Loss
-from srm_triton.training.processes import processes, together
+from srm_triton.training.processes import Processes, processes, together
 from srm_triton.training.recipe import (
     Augmentation,
     Data,
@@ -49,6 +49,7 @@ __all__ = [
     "Loss",
     "Network",
     "Optimizer",
+    "Processes",
     "Recipe",
     "RecipeError",
     "Result",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from srm_triton.files import write_atomically
 from srm_triton.training.fields import convert
-from srm_triton.training.recipe import Recipe
+from srm_triton.training.recipe import Count, Recipe
 
 _FORMAT, _VERSION = "srm-triton training run", 3
 
@@ -42,9 +42,9 @@ class Checkpoint(NamedTuple):
     history: list[EpochRecord]
     seconds: float
     data_checksum: int
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     """Of an input at one step."""
-    classes: int
+    classes: Count
     model: dict[str, Tensor]
     best_model: dict[str, Tensor]
     """After the epoch that the held-out samples chose; empty where there are none."""
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: expected a checkpoint of `srm-triton train`, found another PyTorch file")
     version = content.pop("version", None)
-    if version != _VERSION:
+    if not isinstance(version, int) or version != _VERSION:
         raise CheckpointError(f"{path}: expected format version {_VERSION}, found {version!r}")
     del content["format"]
     try:

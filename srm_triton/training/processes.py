@@ -34,6 +34,7 @@ def together(device: torch.device) -> Iterator[torch.device]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        distributed.barrier()  # or one would leave while others still write
     finally:
         distributed.destroy_process_group()
 

@@ -131,7 +131,8 @@ class TrainingRun:
             CheckpointError: if its tensors do not fit its recipe, or the data are not those of the run.
         """
         run = cls(checkpoint.recipe, data, device)
-        if checkpoint.data_checksum != run.data_checksum:
+        known = (run.data_checksum, run.data.shape, run.data.classes)
+        if (checkpoint.data_checksum, checkpoint.shape, checkpoint.classes) != known:
             raise CheckpointError(f"{checkpoint.path}: expected the samples that its run began with, found others")
         try:
             if checkpoint.best_model:
@@ -350,7 +351,7 @@ class TrainingRun:
         """Lets processes train together, if there are several; they take the weights of the first."""
         if processes().number > 1:
             devices = self._own_devices() or None
-            self._parallel = DistributedDataParallel(self.network, device_ids=devices, broadcast_buffers=False)
+            self._parallel = DistributedDataParallel(self.network, device_ids=devices)
 
     def _load_optimizer(self, states: dict[str, dict[str, Tensor]]) -> None:
         known = dict(self.network.named_parameters())

@@ -72,7 +72,8 @@ class Samples:
                 yield self.inputs[batch], self.labels[batch]
             return
         lists = [batch.tolist() for batch in indices]
-        loader = DataLoader(self.inputs, batch_sampler=lists, num_workers=self.workers)
+        seeds = torch.Generator().manual_seed(torch.initial_seed())  # of workers; without drawing from that of others
+        loader = DataLoader(self.inputs, batch_sampler=lists, num_workers=self.workers, generator=seeds)
         for numbers, (inputs, _) in zip(lists, loader, strict=True):
             inputs = torch.as_tensor(inputs).float()
             self._check_finite(inputs, numbers)
