@@ -121,6 +121,7 @@ def test_what_a_file_says_and_leaves_out(tmp_path):
         ("[data]\nframe_size = 3", "frame_size must be a list, got 3"),
         ("[loss]\nname = 'mse'", r"\[loss\] name must be one of .*, got 'mse'"),
         ("[loss]\nsmoothing = 0.1", "smoothing must be left out for cross_entropy, which takes label_smoothing"),
+        ("[network]\ntime_constants = [5, nan, 3]", r"time_constants must be finite and ≥ -inf, got nan"),
         ("[loss]\nlabel_smoothing = 2", r"\[loss\] label_smoothing must be"),
         ("[loss]\nlabel_smoothing = 'a'", r"options.label_smoothing must be bool, .* must be a number, got 'a'"),
         ("[loss]\nname = 'count_loss'", r"name must be one of .* for the read-out 'membrane', got 'count_loss'"),

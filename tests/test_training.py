@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
-from srm_triton import training
+from srm_triton import calibrate_gain, spiking_network, training
 from srm_triton.data import LabelledImages, load_digits, stratified_split
 from srm_triton.files import write_atomically
 from srm_triton.training import (
@@ -62,6 +63,41 @@ def assert_same(run: TrainingRun, other: TrainingRun) -> None:
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert run.test() == other.test()
+
+
+def test_epochs_are_those_of_a_plain_loop(data):
+    run = finish(TrainingRun.start(replace(SMALL, schedule=Schedule(epochs=2, batch_size=32)), data, CPU))
+    torch.manual_seed(0)
+    network = spiking_network("12", (1, 8, 8), 10, steps=4)
+    images = data.train_images[:, None, None].expand(-1, 4, -1, -1, -1)
+    random = torch.Generator().manual_seed(0)
+    calibrate_gain(network, images[torch.randperm(100, generator=random)[:32]])
+    weights = [network.hidden1.weight, network.output.weight]
+    others = [value for value in network.parameters() if all(value is not weight for weight in weights)]
+    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
+    losses, correct = [], 0
+    for epoch in range(2):
+        order = torch.randperm(100, generator=random)
+        for shape, high in (((100, 1), 2), ((100, 2), 1), ((), 2**62)):  # of augmentation and dropout, here unused
+            torch.randint(high, shape, generator=random)
+        for number, batch in enumerate(order.split(32)):
+            outputs = network(images[batch])[:, -1]
+            loss = F.cross_entropy(outputs, data.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = 1.5e-3 * (1 + math.cos(math.pi * (4 * epoch + number) / 8))
+            optimizer.step()
+            losses.append(loss.item() * len(batch))
+            correct += int((outputs.argmax(1) == data.train_labels[batch]).sum()) * (epoch == 1)
+    torch.testing.assert_close(dict(run.network.state_dict()), dict(network.state_dict()), rtol=1e-6, atol=1e-7)
+    assert run.history[1].loss == pytest.approx(sum(losses[4:]) / 100, rel=1e-6)
+    assert run.history[1].train_accuracy == correct / 100
+    tests = data.test_images[:, None, None].expand(-1, 4, -1, -1, -1)
+    assert run.test().test_accuracy == (network(tests)[:, -1].argmax(1) == data.test_labels).float().mean()
+    rate = network.hidden1(tests.flatten(2)).mean().item()
+    assert run.history[1].firing_rates == pytest.approx({"hidden1": rate}, rel=1e-6)
 
 
 @pytest.mark.parametrize("recipe", [SMALL, EVERYTHING, MOMENTUM])

@@ -65,11 +65,11 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         return origin(convert(name, item, arguments[0]) for item in value)
     if origin is dict:
         return {key: convert(f"{name}.{key}", item, arguments[1]) for key, item in _mapping(name, value).items()}
-    if isinstance(value, kind) and kind is not int:  # of which bool is one
-        return value
     if kind in (int, float):
         check_number(name, value, -math.inf, whole=kind is int)
         return kind(value)
+    if isinstance(value, kind):
+        return value
     if dataclasses.is_dataclass(kind) or issubclass(kind, tuple):
         return _table(name, value, kind)
     raise TypeError(f"{name} must be {kind.__name__}, got {value!r} of type {type(value).__name__}")
