@@ -23,8 +23,9 @@ from srm_triton.training import (
     change_recipe,
     load_recipe,
 )
-from srm_triton.training.network import build_optimizer, learning_rate, record
+from srm_triton.training.network import record
 from srm_triton.training.objective import compute_loss, predict_classes
+from srm_triton.training.optimizer import build_optimizer, learning_rate
 
 SHAPES = {"cifar-10": (3, 32, 32), "n-mnist": (2, 34, 34), "dvs-gesture": (2, 48, 48), "digits": (1, 8, 8)}
 

@@ -1,5 +1,6 @@
 """Training: same seed, same run; interrupted and resumed, the same run still; damaged checkpoints are recognised."""
 
+import importlib
 import itertools
 import math
 from dataclasses import replace
@@ -27,7 +28,8 @@ from srm_triton.training import (
     load_checkpoint,
     training_data,
 )
-from srm_triton.training import run as run_module
+
+module = importlib.import_module("srm_triton.training.processes")
 
 CPU = torch.device("cpu")
 SMALL = Recipe(network=Network("12", steps=4), schedule=Schedule(epochs=3, batch_size=32))
@@ -229,13 +231,11 @@ class TestPieces:
         assert other.firing_rates == pytest.approx(record.firing_rates, rel=1e-12)
 
     @pytest.mark.parametrize("count", [2, 3])
-    def test_parts_of_processes_are_the_whole(self, count, data, monkeypatch):
-        recipe = change_recipe(self.RECIPE, {"schedule.accumulation": 2, "schedule.batch_size": 33})  # 33, 33, 33, 1
-        run = TrainingRun.start(recipe, data, CPU)
+    def test_parts_of_processes_are_the_whole(self, count, monkeypatch):
         steps, samples = [0] * count, []
         for rank in range(count):
-            monkeypatch.setattr(run_module, "processes", lambda rank=rank: training.Processes(rank, count))
-            for piece in run._pieces():
+            monkeypatch.setattr(module, "processes", lambda rank=rank: training.Processes(rank, count))
+            for piece in module.own_pieces(100, Schedule(batch_size=33, accumulation=2)):  # 33, 33, 33 and 1
                 steps[rank] += piece.last
                 samples += piece.positions[: piece.samples].tolist()
                 assert piece.batch == (1 if 99 in piece.positions else 33) and len(piece.positions)

@@ -120,7 +120,7 @@ def _report(run: training.TrainingRun, result: training.Result, folder: Path) ->
     from srm_triton.plots import plot_learning, plot_sample
 
     held_out = run.recipe.schedule.hold_out
-    run.save_metrics(folder / METRICS, result)
+    training.save_metrics(run, result, folder / METRICS)
     plot_learning(run.history, folder / LEARNING_PLOT, evaluated="held-out" if held_out else "test")
     plot_sample(run.network, *run.sample(), folder / SAMPLE_PLOT)
     chosen = f"chosen on {held_out} held-out samples" if held_out else "the last; nothing was chosen by it"

@@ -1,10 +1,16 @@
-"""The loop over epochs, with a progress bar, warnings and checkpoints."""
+"""The loop over epochs, with a progress bar, warnings and checkpoints, and the metrics of a run."""
 
+import json
+import platform
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
+from srm_triton.files import write_atomically
 from srm_triton.training.processes import processes
-from srm_triton.training.run import TrainingRun
+from srm_triton.training.run import Result, TrainingRun
 
 CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT = "checkpoint.pt", "metrics.json", "learning.png", "sample.png"
 
@@ -56,3 +62,22 @@ def train(run: TrainingRun, folder: Path) -> None:
                     f"{evaluated} {record.accuracy:6.2%}  spikes per step: {rates}"
                 )
             save_and_warn(warn=run.finished or len(run.history) == 1)
+
+
+def save_metrics(run: TrainingRun, result: Result, path: Path) -> None:
+    """Writes the recipe, the history and the result of a run as JSON."""
+    held_out = run.recipe.schedule.hold_out
+    content = {
+        "recipe": asdict(run.recipe),
+        "test_accuracy": result.test_accuracy,
+        "test_after_epoch": result.epoch,
+        "chosen_on": f"{held_out} held-out samples" if held_out else None,
+        "seconds": run.seconds,
+        "device": str(run.device),
+        "processes": processes().number,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "history": [record._asdict() for record in run.history],
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

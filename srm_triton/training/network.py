@@ -1,4 +1,4 @@
-"""The network and the optimizer of a recipe, and what the network's layers do."""
+"""The network of a recipe, and what its layers do."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from srm_triton.layers import SRMLayer
 from srm_triton.networks import spiking_network
 from srm_triton.parameters import SRMParameters
-from srm_triton.training.recipe import Network, Optimizer, Recipe, RecipeError, Schedule
+from srm_triton.training.recipe import Network, Recipe, RecipeError
 
 
 def build_network(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Sequential:
@@ -54,36 +54,6 @@ def _constants(settings: Network) -> SRMParameters | None:
             f"time_constants must be 'spread' or three numbers, τ_m, τ_s and τ_g, got {settings.time_constants}"
         )
     return SRMParameters(*settings.time_constants)
-
-
-def build_optimizer(network: nn.Module, recipe: Optimizer) -> torch.optim.Optimizer:
-    """Builds the optimizer, in which weights decay at another rate than all else."""
-    weights = [parameter for parameter in network.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in network.parameters() if parameter.dim() <= 1]
-    groups = [
-        {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": recipe.norm_weight_decay},
-    ]
-    if recipe.name == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-
-
-def learning_rate(optimizer: Optimizer, schedule: Schedule, batch: int, batches: int) -> float:
-    """The learning rate of a batch, counted from 0 over all epochs.
-
-    Args:
-        optimizer: has the rates.
-        schedule: has the epochs and the shape.
-        batch: which.
-        batches: in an epoch.
-    """
-    warm, rate, end = schedule.warm_up * batches, optimizer.learning_rate, optimizer.final_learning_rate
-    if batch < warm:
-        return rate * min(1.0, (batch + 1) / warm)
-    if schedule.learning_rate == "constant":
-        return rate
-    return end + (rate - end) * (1 + math.cos(math.pi * (batch - warm) / (schedule.epochs * batches - warm))) / 2
 
 
 def record(

@@ -1,4 +1,4 @@
-"""Processes that `torchrun` starts to train one network together; without it, one that is alone."""
+"""Processes that `torchrun` starts to train one network together, and what falls to each; else there is one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
+
+from srm_triton.training.recipe import Schedule
 
 
 class Processes(NamedTuple):
@@ -44,3 +46,27 @@ def total(values: Tensor) -> Tensor:
     if processes().number > 1:
         distributed.all_reduce(values)
     return values
+
+
+class Piece(NamedTuple):
+    """What a process computes at once: a part of a batch."""
+
+    positions: Tensor
+    """In the order of the epoch."""
+    samples: int
+    """How many of them count: all, or none where a batch has fewer samples than there are processes."""
+    batch: int
+    """Samples of the whole batch, over all processes."""
+    last: bool
+    """Whether the optimizer takes its step behind it."""
+
+
+def own_pieces(samples: int, schedule: Schedule) -> Iterator[Piece]:
+    """The pieces of an epoch that fall to this process; each process takes as many steps of the optimizer."""
+    rank, count = processes()
+    parts = schedule.accumulation
+    for batch in torch.arange(samples).split(schedule.batch_size):
+        own = batch.tensor_split(count * parts)[rank * parts : (rank + 1) * parts]
+        filled = [(part, len(part)) for part in own if len(part)] or [(batch[:1], 0)]
+        for number, (part, size) in enumerate(filled, 1):
+            yield Piece(part, size, len(batch), number == len(filled))

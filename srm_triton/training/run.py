@@ -1,12 +1,9 @@
 """A network in training, from one epoch to the next."""
 
-import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 from srm_triton.data import LabelledImages, stratified_split
 from srm_triton.diagnosis import watch
 from srm_triton.encoders import encode_direct
-from srm_triton.files import write_atomically
 from srm_triton.findings import Finding, LearningReport, find_in_learning
 from srm_triton.initialization import calibrate_gain
 from srm_triton.layers import SRMLayer
 from srm_triton.training.augmentation import Normalization, augment, draw
 from srm_triton.training.checkpoint import Checkpoint, CheckpointError, EpochRecord, save_checkpoint
-from srm_triton.training.network import build_network, build_optimizer, learning_rate, record
+from srm_triton.training.network import build_network, record
 from srm_triton.training.objective import compute_loss, predict_classes
-from srm_triton.training.processes import processes, total
+from srm_triton.training.optimizer import build_optimizer, learning_rate, load_state
+from srm_triton.training.processes import Piece, own_pieces, processes, total
 from srm_triton.training.recipe import Recipe, RecipeError
 from srm_triton.training.samples import Samples, TrainingData, training_data
-
-_STATE = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
 
 class DivergedError(ValueError):
@@ -42,19 +37,6 @@ class Result(NamedTuple):
     test_accuracy: float
     epoch: int
     """After which: the best on the held-out samples, or the last where none are held out."""
-
-
-class _Piece(NamedTuple):
-    """What a process computes at once: a part of a batch."""
-
-    positions: Tensor
-    """In the order of the epoch."""
-    samples: int
-    """How many of them count: all, or none where a batch has fewer samples than there are processes."""
-    batch: int
-    """Samples of the whole batch, over all processes."""
-    last: bool
-    """Whether the optimizer takes its step behind it."""
 
 
 class TrainingRun:
@@ -139,7 +121,7 @@ class TrainingRun:
                 run.network.load_state_dict(checkpoint.best_model)
             run.network.load_state_dict(checkpoint.model)
             run.random.set_state(checkpoint.random_state)
-            run._load_optimizer(checkpoint.optimizer)
+            load_state(run.optimizer, run.recipe.optimizer, dict(run.network.named_parameters()), checkpoint.optimizer)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
@@ -168,23 +150,6 @@ class TrainingRun:
             )
         )
 
-    def save_metrics(self, path: Path, result: Result) -> None:
-        """Writes recipe, history and result as JSON."""
-        content = {
-            "recipe": asdict(self.recipe),
-            "test_accuracy": result.test_accuracy,
-            "test_after_epoch": result.epoch,
-            "chosen_on": f"{self.recipe.schedule.hold_out} held-out samples" if self.recipe.schedule.hold_out else None,
-            "seconds": self.seconds,
-            "device": str(self.device),
-            "processes": processes().number,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "history": [record._asdict() for record in self.history],
-        }
-        text = json.dumps(content, indent=2) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
     @property
     def batches(self) -> int:
         """Number of batches in an epoch."""
@@ -209,7 +174,7 @@ class TrainingRun:
         order = torch.randperm(samples, generator=self.random)
         draws = draw(samples, self.recipe.augmentation.crop, self.random)
         seed = int(torch.randint(2**62, (), generator=self.random))
-        pieces = list(self._pieces())
+        pieces = list(own_pieces(samples, self.recipe.schedule))
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.network.train()
         self.optimizer.zero_grad()
@@ -272,15 +237,6 @@ class TrainingRun:
             most_frequent=int(labels.unique(return_counts=True)[1].max()) / len(labels),
         )
 
-    def _pieces(self) -> Iterator[_Piece]:
-        rank, count = processes()
-        parts = self.recipe.schedule.accumulation
-        for batch in torch.arange(len(self.train_samples)).split(self.recipe.schedule.batch_size):
-            own = batch.tensor_split(count * parts)[rank * parts : (rank + 1) * parts]
-            filled = [(part, len(part)) for part in own if len(part)] or [(batch[:1], 0)]
-            for number, (part, samples) in enumerate(filled, 1):
-                yield _Piece(part, samples, len(batch), number == len(filled))
-
     def _prepare(self, inputs: Tensor) -> Tensor:
         """From samples to what the network takes, [batch, time, ...]."""
         steps = (self.recipe.network.steps,) if self.data.over_time else ()
@@ -293,7 +249,7 @@ class TrainingRun:
             outputs = network(self._prepare(inputs))
         return outputs, compute_loss(self.recipe.loss, self.recipe.network.readout, outputs, labels)
 
-    def _backward(self, inputs: Tensor, labels: Tensor, piece: _Piece) -> Tensor:
+    def _backward(self, inputs: Tensor, labels: Tensor, piece: Piece) -> Tensor:
         """Adds the gradient of a piece; returns its mean loss and the part that is right."""
         several = isinstance(self._parallel, DistributedDataParallel)
         with self._parallel.no_sync() if several and not piece.last else nullcontext():  # type: ignore[operator]
@@ -352,17 +308,3 @@ class TrainingRun:
         if processes().number > 1:
             devices = self._own_devices() or None
             self._parallel = DistributedDataParallel(self.network, device_ids=devices)
-
-    def _load_optimizer(self, states: dict[str, dict[str, Tensor]]) -> None:
-        known = dict(self.network.named_parameters())
-        if states.keys() != known.keys():
-            raise ValueError(f"the optimizer's state of {', '.join(states) or 'no parameter'}")
-        for name, state in states.items():
-            fits = all(value.shape in ((), known[name].shape) for value in state.values())
-            if state and (state.keys() != _STATE[self.recipe.optimizer.name] or not fits):
-                found = {key: list(value.shape) for key, value in state.items()}
-                raise ValueError(f"another optimizer's state of {name}, {found}")
-            if state:
-                self.optimizer.state[known[name]] = {
-                    key: value if key == "step" else value.to(self.device) for key, value in state.items()
-                }
