@@ -4,6 +4,7 @@ A server that has imported everything forks them, so that a new one takes millis
 """
 
 import contextlib
+import faulthandler
 import itertools
 import json
 import multiprocessing
@@ -202,6 +203,7 @@ def test_two_processes_train_as_one(static_graph, start, tmp_path):
 
 
 def command(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    faulthandler.dump_traceback_later(120, exit=True)  # rather than wait for another process without end
     os.environ.update(environment)
     plots.plot_learning = plots.plot_sample = lambda *arguments, **options: None
     with output.open("w") as file, contextlib.redirect_stdout(file):

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from srm_triton.training.network import build_network, record
 from srm_triton.training.objective import compute_loss, predict_classes
 from srm_triton.training.optimizer import build_optimizer, learning_rate, load_state
 from srm_triton.training.processes import Piece, own_pieces, processes, total
-from srm_triton.training.recipe import Recipe, RecipeError
+from srm_triton.training.recipe import Augmentation, Recipe, RecipeError
 from srm_triton.training.samples import Samples, TrainingData, training_data
 
 
@@ -70,7 +71,7 @@ class TrainingRun:
             raise RecipeError(
                 f"[network] steps must be {data.train.shape[0]}, those of the data, got {recipe.network.steps}"
             )
-        if len(data.shape) == 1 and (recipe.augmentation != type(recipe.augmentation)()):
+        if len(data.shape) == 1 and recipe.augmentation != Augmentation():
             raise RecipeError("[augmentation] must be left out for inputs that are no images")
         self.train_samples, self.validation = data.train, data.test
         if recipe.schedule.hold_out:
@@ -98,10 +99,9 @@ class TrainingRun:
         run = cls(recipe, data, device)
         spikes = recipe.network.spikes_per_neuron
         first = torch.randperm(len(run.train_samples), generator=run.random)[: recipe.schedule.batch_size]
-        with torch.random.fork_rng(devices=run._own_devices()):  # dropout, which is off
-            run.network.eval()
-            inputs, _ = next(run.train_samples.batches([first], device))
-            calibrate_gain(run.network, run._prepare(inputs), spikes_per_neuron=None if spikes == "usual" else spikes)
+        inputs, _ = next(run.train_samples.batches([first], device))
+        run.network.eval()  # without dropout
+        calibrate_gain(run.network, run._prepare(inputs), spikes_per_neuron=None if spikes == "usual" else spikes)
         run._distribute()
         return run
 
@@ -282,9 +282,10 @@ class TrainingRun:
         names = [name for name, layer in self.network.named_modules() if isinstance(layer, SRMLayer)]
         sums = torch.zeros(1 + len(names), dtype=torch.float64, device=self.device)
         self.network.eval()
-        for inputs, labels in samples.batches(torch.arange(rank, len(samples), count).split(size), self.device):
+        own = [part for part in torch.arange(rank, len(samples), count).split(size) if len(part)]
+        for inputs, labels in samples.batches(own, self.device):
             with self._autocast():
-                outputs, rates = record(self.network, self._prepare(inputs), lambda spikes: spikes.double().mean())
+                outputs, rates = record(self.network, self._prepare(inputs), partial(torch.mean, dtype=torch.float64))
             correct = (self._predict(outputs) == labels).double().mean()
             sums += torch.stack((correct, *(rates[name] for name in names))) * len(labels)
         accuracy, *mean_rates = (total(sums) / len(samples)).tolist()
