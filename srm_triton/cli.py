@@ -43,7 +43,3 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, verify, audit, tune, denoise, info):
         command.add_parser(commands)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

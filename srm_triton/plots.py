@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from srm_triton.denoise import Denoised, to_float
-from srm_triton.encoders import encode_direct
 from srm_triton.files import write_atomically
 from srm_triton.losses import predict
-from srm_triton.ops.srm_scan import SRMTrace, srm_trace
-from srm_triton.training import EpochRecord, SpikingClassifier
+from srm_triton.ops.srm_scan import srm_trace
+from srm_triton.readout import SRMReadout
+from srm_triton.training import EpochRecord, record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +20,13 @@ if TYPE_CHECKING:
 _SPIKE, _TARGET, _OTHER, _THRESHOLD = "#1b2a49", "#d1495b", "#5b7c99", "#9a9a9a"
 
 
-def plot_learning(history: list[EpochRecord], path: Path) -> None:
+def plot_learning(history: list[EpochRecord], path: Path, *, evaluated: str = "test") -> None:
     """Draws loss, accuracies and firing rates over the epochs.
 
     Args:
         history: one record for each epoch, at least one.
         path: the PNG file to write.
+        evaluated: which samples were evaluated after each epoch.
 
     Raises:
         ModuleNotFoundError: without matplotlib.
@@ -36,15 +36,18 @@ def plot_learning(history: list[EpochRecord], path: Path) -> None:
     epochs = [record.epoch for record in history]
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.5}
     loss.plot(epochs, [record.loss for record in history], color=_SPIKE, **style)
-    loss.set(title="Count loss", ylabel="training loss", yscale="log" if min(r.loss for r in history) > 0 else "linear")
-    for name, color in (("train", _OTHER), ("test", _TARGET)):
-        values = [100 * getattr(record, f"{name}_accuracy") for record in history]
+    loss.set(title="Training loss", ylabel="loss", yscale="log" if min(r.loss for r in history) > 0 else "linear")
+    parts = (
+        ("train", _OTHER, [100 * record.train_accuracy for record in history]),
+        (evaluated, _TARGET, [100 * record.accuracy for record in history]),
+    )
+    for name, color, values in parts:
         accuracy.plot(epochs, values, color=color, label=f"{name}, at the end {values[-1]:.1f} %", **style)
     accuracy.set(title="Accuracy", ylabel="samples that are right in %")
     accuracy.legend(loc="lower right")
     for name in history[-1].firing_rates:
         rates.plot(epochs, [record.firing_rates[name] for record in history], label=name, **style)
-    rates.set(title="Firing rate on the test samples", ylabel="spikes per neuron and step")
+    rates.set(title=f"Firing rate on the {evaluated} samples", ylabel="spikes per neuron and step")
     rates.set_ylim(bottom=0)
     rates.legend()
     for axes in (loss, accuracy, rates):
@@ -55,44 +58,53 @@ def plot_learning(history: list[EpochRecord], path: Path) -> None:
 
 
 @torch.no_grad()
-def plot_sample(network: SpikingClassifier, image: Tensor, label: int, steps: int, path: Path) -> None:
+def plot_sample(network: nn.Sequential, sample: Tensor, inputs: Tensor, label: int, path: Path) -> None:
     """Draws what one sample does: spikes of every layer, and the membrane potential of each output neuron.
 
     Args:
-        network: a trained classifier.
-        image: [height, width] or [channels, height, width], on the network's device.
+        network: a trained network of `spiking_network`.
+        sample: an image [height, width] or [channels, height, width], or a sequence [time, ...].
+        inputs: the same as the network takes it, [1, time, ...], on its device.
         label: its class.
-        steps: number of time steps T.
         path: the PNG file to write.
 
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
-    layers = network.record(encode_direct(image[None], steps))
-    trace = _output_trace(network, encode_direct(image[None], steps))
-    prediction = int(predict(layers["output"]))
-    classes = layers["output"].shape[2]
+    network.eval()
+    outputs, layers = record(network, inputs)
+    *before, output = network
+    if isinstance(output, SRMReadout):
+        membrane, prediction = outputs[0], int(outputs[0, -1].argmax())
+        spikes, threshold = torch.zeros_like(membrane), None
+    else:
+        current = cast("Any", output).current(nn.Sequential(*before)(inputs))
+        trace = srm_trace(current, cast("Any", output).neuron.srm_parameters)
+        membrane, spikes, prediction = trace.membrane[0], trace.spikes[0], int(predict(outputs))
+        threshold = float(cast("Any", output).neuron.threshold.mean())
+    classes = outputs.shape[2]
     columns = -(-classes // 2)
 
-    figure = _figure(12, 7.5)
+    figure = _figure(max(12, 3 * (1 + len(layers))), 7.5)
     above, below = cast("Any", figure.subfigures(2, 1, height_ratios=(1.1, 1)))
     above.suptitle(f"A test sample of class {label}, taken for class {prediction}")
-    input_axes, *rasters = above.subplots(1, 1 + len(layers))
-    pixels = image if image.dim() == 2 else image.movedim(0, 2)
-    input_axes.imshow(pixels.cpu().numpy(), cmap="gray_r")
-    input_axes.set(title="input, the same at every step", xlabel="column", ylabel="row")
-    for axes, (name, spikes) in zip(rasters, layers.items(), strict=True):
-        _draw_raster(axes, name, spikes[0].flatten(1).cpu())
+    input_axes, *rasters = above.subplots(1, 1 + len(layers), squeeze=False)[0]
+    _draw_input(input_axes, sample.cpu())
+    for axes, (name, layer) in zip(rasters, layers.items(), strict=True):
+        _draw_raster(axes, name, layer[0].flatten(1).cpu())
 
-    below.suptitle("Membrane potential of the output neurons before the reset, logarithmic beyond the threshold")
+    when = "" if threshold is None else " before the reset, logarithmic beyond the threshold"
+    below.suptitle(f"Membrane potential of the output neurons{when}")
     grid = below.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
     for number, axes in enumerate(grid.flat):
         if number < classes:
-            _draw_potential(axes, number, label, trace, float(network.output.neuron.threshold))
+            potential, fired = membrane[:, number].cpu(), spikes[:, number].cpu()
+            _draw_potential(axes, number, label, potential, fired, threshold)
         else:
             axes.set_axis_off()
     handles, names = grid.flat[0].get_legend_handles_labels()
-    below.legend(handles, names, loc="outside lower center", ncols=len(names))
+    if handles:
+        below.legend(handles, names, loc="outside lower center", ncols=len(names))
     for axes in grid[-1]:
         axes.set_xlabel("step")
     below.supylabel("potential u")
@@ -136,10 +148,12 @@ def plot_denoising(noisy: Tensor, result: Denoised, path: Path) -> None:
     _save(figure, path)
 
 
-def _output_trace(network: SpikingClassifier, inputs: Tensor) -> SRMTrace:
-    output = network.output
-    current = F.linear(network.hidden(inputs), output.effective_weight())
-    return SRMTrace(*(values[0].cpu() for values in srm_trace(current, output.neuron.srm_parameters)))
+def _draw_input(axes: "Axes", sample: Tensor) -> None:
+    while sample.dim() > 3 or (sample.dim() == 3 and len(sample) not in (1, 3)):
+        sample = sample.mean(0)  # over steps, then polarities
+    pixels = sample.movedim(0, 2) if sample.dim() == 3 else sample
+    axes.imshow(pixels.numpy(), cmap="gray_r", aspect="auto" if pixels.shape[0] != pixels.shape[1] else "equal")
+    axes.set(title="input", xlabel="column", ylabel="row")
 
 
 def _draw_raster(axes: "Axes", name: str, spikes: Tensor) -> None:
@@ -155,15 +169,17 @@ def _draw_raster(axes: "Axes", name: str, spikes: Tensor) -> None:
             axis.set_ticks(range(count))
 
 
-def _draw_potential(axes: "Axes", number: int, label: int, trace: SRMTrace, threshold: float) -> None:
-    membrane = trace.membrane[:, number].numpy()
-    (fired,) = trace.spikes[:, number].numpy().nonzero()
+def _draw_potential(
+    axes: "Axes", number: int, label: int, membrane: Tensor, spikes: Tensor, threshold: float | None
+) -> None:
     color = _TARGET if number == label else _OTHER
-    axes.axhline(threshold, color=_THRESHOLD, linestyle="--", linewidth=1, label="threshold")
-    axes.plot(membrane, color=color, marker=".", linewidth=1.5, label="_")
-    axes.plot(fired, membrane[fired], "v", color=_SPIKE, markersize=7, linestyle="none", label="spike")
+    axes.plot(membrane.numpy(), color=color, marker=".", linewidth=1.5, label="_")
+    if threshold is not None:
+        (fired,) = spikes.numpy().nonzero()
+        axes.axhline(threshold, color=_THRESHOLD, linestyle="--", linewidth=1, label="threshold")
+        axes.plot(fired, membrane.numpy()[fired], "v", color=_SPIKE, markersize=7, linestyle="none", label="spike")
+        axes.set_yscale("symlog", linthresh=threshold)
     axes.set_title(f"class {number}, the label" if number == label else f"class {number}", color=color, fontsize=10)
-    axes.set_yscale("symlog", linthresh=threshold)
     axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     axes.locator_params(axis="x", integer=True)

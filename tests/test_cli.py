@@ -6,9 +6,11 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from test_data import write_fashion_mnist
@@ -16,11 +18,11 @@ from test_data import write_fashion_mnist
 from srm_triton import data, plots, training, tuning, verification
 from srm_triton.backend import resolve_backend
 from srm_triton.cli import main
+from srm_triton.commands.shared import chosen_device
 from srm_triton.kernels import batch_norm, native, shrink, srm_scan
 from srm_triton.kernels.configurations import versions
 
-USUAL = ["train", "--hidden", "64", "--steps", "6", "--epochs", "2", "--device", "cpu"]
-SMALL = [*USUAL, "--batch-size", "32", "--learning-rate", "0.01"]
+SMALL = ["train", "--hidden", "32", "--steps", "6", "--epochs", "2", "--batch-size", "32", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +47,7 @@ def finished(tmp_path_factory):
 def without_plots(monkeypatch):
     """Drawing takes longer than the small runs."""
     for name in ("plot_learning", "plot_sample"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
+        monkeypatch.setattr(plots, name, lambda *arguments, **options: None)
 
 
 def error_of(capsys, arguments: list[str]) -> str:
@@ -62,19 +64,21 @@ def interrupt(*arguments):
 def test_a_run_leaves_files_and_names_them(finished):
     folder, output = finished
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["config"]["hidden"] == [64] and len(metrics["history"]) == 2
-    assert metrics["test_accuracy"] == metrics["history"][-1]["test_accuracy"] > 0.5
+    assert metrics["recipe"]["network"]["notation"] == "32" and len(metrics["history"]) == 2
+    assert metrics["test_accuracy"] == metrics["history"][-1]["accuracy"] > 0.5
+    assert metrics["test_after_epoch"] == 2 and metrics["chosen_on"] is None
     for name in ("learning.png", "sample.png"):
         content = (folder / name).read_bytes()
         assert content.startswith(b"\x89PNG") and len(content) > 10_000
     assert len(training.load_checkpoint(folder / "checkpoint.pt").history) == 2
     backend = resolve_backend(torch.device("cpu"), "auto", has_native=True)
     for part in (
-        "digits: 600 training and 360 test samples\nmlp 64-64-10, T = 6, 2 epochs, seed 0\n",
+        "digits: 600 training and 360 test samples of 1×8×8 in 10 classes\n",
+        "network 32, T = 6, surrogate gradient, read-out membrane; cross_entropy; 2 epochs, seed 0\n",
         f"backend {backend} on cpu",
         str(folder / "sample.png"),
-        "test accuracy",
-        "output 0.",
+        "after epoch 2, the last; nothing was chosen by it;",
+        "hidden1 0.",
     ):
         assert part in output
 
@@ -103,15 +107,79 @@ def test_what_a_killed_run_leaves_behind_is_part_of_it(capsys, tmp_path, without
 def test_resuming(finished, capsys, without_plots):
     folder, _ = finished
     resume = ["train", "--resume", "--device", "cpu", "--output"]
-    message = error_of(capsys, [*resume, str(folder), "--steps", "5"])
-    assert "its run has steps = 6, the command line says 5" in message
-    assert main([*resume, str(folder), "--minimum-accuracy", "0.2"]) == 0  # finished: draws again
+    for changed, message in (
+        (["--steps", "5"], "its run has another network.steps than the command line says, 5"),
+        (["--set", "loss.label_smoothing=0.1"], "its run has another loss.label_smoothing than the command line says"),
+        (["--epochs", "1"], "its run has done 2 epochs; schedule.epochs must be as many or more, got 1"),
+        (["--recipe", "digits"], "--resume and --recipe exclude each other"),
+    ):
+        assert message in error_of(capsys, [*resume, str(folder), *changed])
+    assert main([*resume, str(folder), "--steps", "6", "--minimum-accuracy", "0.2"]) == 0  # finished: draws again
     assert main([*resume, str(folder), "--minimum-accuracy", "1.0"]) == 1
     assert "is below 100.00%" in capsys.readouterr().err
     message = error_of(capsys, [*resume, str(folder / "none")])
     assert "holds no checkpoint.pt to go on from; leave out --resume to start a run" in message
     message = error_of(capsys, [*SMALL, "--output", str(folder / "metrics.json")])
     assert "metrics.json: is a file; choose a folder" in message
+
+
+def test_more_epochs(finished, capsys, tmp_path, without_plots):
+    shutil.copytree(finished[0], tmp_path / "run")
+    resume = ["train", "--resume", "--device", "cpu", "--output", str(tmp_path / "run")]
+    assert main([*resume, "--epochs", "3"]) == 0
+    output = capsys.readouterr().out
+    assert "epoch   3/3" in output and "epoch   2/" not in output
+    assert len(training.load_checkpoint(tmp_path / "run" / training.CHECKPOINT).history) == 3
+
+
+def test_a_recipe_of_a_file_and_what_the_command_line_changes(capsys, tmp_path):
+    images, labels = torch.rand(40, 2, 8, 8), torch.arange(40) % 4
+    file = tmp_path / "my.toml"
+    file.write_text("""
+note = "A test."
+[network]
+notation = "3C3-P2"
+readout = "spikes"
+[loss]
+name = "count_loss"
+desired = 2
+undesired = 1
+[schedule]
+epochs = 9
+""")
+    np.savez(
+        tmp_path / "my.npz",
+        **{
+            name: value
+            for part in ("train", "test")
+            for name, value in ((f"x_{part}", images[:, 0].numpy()), (f"y_{part}", labels.numpy()))
+        },
+    )
+    arguments = ["train", "--recipe", str(file), "--data", str(tmp_path / "my.npz"), "--epochs", "1", "--device", "cpu"]
+    arguments += ["--set", "loss.desired=3", "--set", "schedule.precision=bfloat16", "--set", "schedule.hold_out=8"]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("A test.\n") and "32 training, 8 held-out and 40 test samples of 1×8×8 in 4 cl" in output
+    assert "after epoch 1, chosen on 8 held-out samples" in output and "output 0." in output
+    recipe = training.load_checkpoint(tmp_path / "run" / training.CHECKPOINT).recipe
+    assert recipe.loss == training.Loss("count_loss", {"desired": 3, "undesired": 1})
+    assert recipe.schedule == training.Schedule(epochs=1, precision="bfloat16", hold_out=8)
+    for name in ("learning.png", "sample.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+    message = error_of(capsys, [*arguments, "--network", "P2x4", "--output", str(tmp_path / "other")])
+    assert message.startswith(f"srm-triton: error: {file}: [network] notation must leave something of inputs")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("data_set", ["sequence", "units", "colours"])
+def test_samples_are_drawn(data_set, tmp_path):
+    shape = {"sequence": (4, 2, 6, 5), "units": (4, 7), "colours": (3, 8, 8)}[data_set]
+    images, labels = torch.rand(9, *shape), torch.arange(9) % 3
+    parts = training.training_data((images, labels), (images, labels), over_time=data_set != "colours")
+    recipe = training.Recipe(network=training.Network("5", steps=4))
+    run = training.TrainingRun.start(recipe, parts, torch.device("cpu"))
+    plots.plot_sample(run.network, *run.sample(), tmp_path / "sample.png")
+    assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_interruption_before_training(capsys, tmp_path, monkeypatch):
@@ -123,39 +191,53 @@ def test_interruption_before_training(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
 def test_interruption_is_reported_and_resumes(name, capsys, tmp_path, monkeypatch, without_plots):
     folder = tmp_path / "images of clothes"
-    arguments = ["--data", name, "--data-folder", str(folder), "--output", str(tmp_path / "run")]
+    arguments = [*SMALL, "--data", name, "--data-folder", str(folder), "--output", str(tmp_path / "run")]
+    arguments += ["--set", "schedule.hold_out=0"]
     if name == "fashion-mnist":
-        message = error_of(capsys, ["train", *arguments])
+        message = error_of(capsys, arguments)
         assert "no train-images-idx3-ubyte" in message and "dataset-fashion-mnist" in message
         folder.mkdir()
         write_fashion_mnist(folder)
     with monkeypatch.context() as patch:
         patch.setattr(training.TrainingRun, "_evaluate", interrupt)
-        assert main([*USUAL, *arguments]) == 130
+        assert main(arguments) == 130
     message, _, command = capsys.readouterr().err.partition("Go on with: srm-triton ")
     assert message.endswith("Interrupted after epoch 0 of 2, which is saved. ")
     assert main(shlex.split(command)) == 0
-    pixels = 64 if name == "digits" else 784
-    assert f"mlp {pixels}-64-10" in capsys.readouterr().out
-    config = training.load_checkpoint(tmp_path / "run" / training.CHECKPOINT).config
-    usual = (3e-3, 0.5, 0) if name == "digits" else (1e-3, 0.75, 0.125)
-    assert (config.learning_rate, config.desired_rate, config.undesired_rate) == usual
+    assert f"{name}: " in capsys.readouterr().out
+    recipe = training.load_checkpoint(tmp_path / "run" / training.CHECKPOINT).recipe
+    assert recipe.augmentation.flip == (name == "fashion-mnist")  # its recipe
     if name == "fashion-mnist":
         (folder / "train-images-idx3-ubyte").write_bytes(b"nonsense")
-        assert "expected an IDX header of 16 bytes" in error_of(capsys, [*SMALL, *arguments, "--overwrite"])
+        assert "expected an IDX header of 16 bytes" in error_of(capsys, [*arguments, "--overwrite"])
 
 
 def test_errors_of_one_line(capsys, tmp_path, monkeypatch):
     message = error_of(capsys, [*SMALL, "--learning-rate", "1e30", "--output", str(tmp_path / "run")])
     assert "the gradient is not finite in epoch 1; lower the learning rate, 1e+30" in message
-    if not torch.cuda.is_available():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    assert "allowed here: auto, cpu" in error_of(capsys, ["train", "--device", f"cuda:{count}"])
+    if not count:
         message = error_of(capsys, ["train", "--device", "cuda"])
         assert "--device cuda: this machine has no GPU that PyTorch can use; allowed here: auto, cpu" in message
-    assert "steps must be finite and ≥ 1, got 0" in error_of(capsys, ["train", "--steps", "0"])
+    assert "digits: [network] steps must be finite and ≥ 1, got 0" in error_of(capsys, ["train", "--steps", "0"])
+    assert "cifar: expected a file .npz or a folder, found nothing" in error_of(capsys, ["train", "--data", "cifar"])
+    assert "none: expected a TOML file or one of cifar-10, " in error_of(capsys, ["train", "--recipe", "none"])
+    assert "--hidden and --network exclude each other" in error_of(capsys, [*SMALL, "--network", "3"])
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert "the package tqdm is missing; in a clone: pip install '.[demo]'" in error_of(capsys, SMALL)
     with pytest.raises(SystemExit, match="2"):
-        main(["train", "--data", "cifar"])
+        main(["train", "--set", "epochs"])
+    assert "must be TABLE.KEY=VALUE, such as schedule.epochs=3, got 'epochs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "device"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_devices(name, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert chosen_device(name) == torch.device(device)
+    with pytest.raises(ValueError, match="--device cuda:2; allowed here: auto, cpu, cuda, cuda:0, cuda:1"):
+        chosen_device("cuda:2")
 
 
 @pytest.fixture
@@ -271,7 +353,7 @@ def test_the_command_in_a_process_of_its_own_chooses_the_interpreter_by_itself(c
         "table._TOLERANCES, table._SCAN_SHAPES = {torch.float32: 1e-5}, ((2, 5, 7),)\n"
         "table._MATRIX_SHAPES = table._IMAGE_SHAPES = ()\n"
         "sys.argv[1:] = ['verify', '--repeats', '1']\n"
-        "runpy.run_module('srm_triton.cli', run_name='__main__')"
+        "runpy.run_module('srm_triton', run_name='__main__')"
     )
     assert process.returncode == 0 and process.stdout.endswith("comparisons, 0 failed\n"), process.stderr
     with pytest.raises(SystemExit, match="0"):

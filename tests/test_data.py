@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from srm_triton import plots, training
 from srm_triton.data import (
     DataError,
     LabelledImages,
@@ -74,7 +73,6 @@ def test_digits():
     for labels in (data.train_labels, data.test_labels):
         assert (labels.bincount() / len(labels) - 0.1).abs().max() < 0.005
     assert torch.equal(load_digits().test_labels, data.test_labels)
-    assert all(tensor.is_meta for tensor in data.to(torch.device("meta"))[:4])
 
 
 def test_fashion_mnist(tmp_path):
@@ -504,22 +502,6 @@ def test_hold_out_is_in_the_place_of_the_test_samples():
 def test_splits_that_cannot_be(arguments, error, message):
     with pytest.raises(error, match=message):
         stratified_split(*arguments)
-
-
-@pytest.mark.parametrize("model", ["mlp", "conv"])
-def test_images_with_channels_train(model, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.rand(40, 3, 8, 6, generator=generator), torch.arange(40) % 4
-    data = LabelledImages(images, labels, images, labels, 4)
-    config = training.TrainingConfig(model=model, hidden=(5,), steps=3, epochs=1, batch_size=20)
-    run = training.TrainingRun.start(config, data, torch.device("cpu"))
-    run.train_epoch()
-    first = next(module for module in run.network.hidden if isinstance(module, training.SRMLayer))
-    assert first.weight.shape == ((5, 144) if model == "mlp" else (5, 3, 3, 3))
-    assert run.history[0].firing_rates.keys() == {"hidden 1" if model == "mlp" else "conv 1", "output"}
-    if model == "mlp":
-        plots.plot_sample(run.network, images[0], 0, 3, tmp_path / "sample.png")
-        assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_importing_needs_no_optional_package():

@@ -29,7 +29,7 @@ from srm_triton.data import load_digits
 from srm_triton.diagnosis import LearningReport, find_in_learning
 from srm_triton.diagnosis.learning import binomial_tail
 from srm_triton.layers import spiking_layers
-from srm_triton.training import TrainingConfig, TrainingRun
+from srm_triton.training import Loss, Network, Recipe, Schedule, TrainingRun
 
 COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own
 DIGITS = load_digits()
@@ -536,7 +536,11 @@ def test_a_report_as_text():
 
 # `srm-triton train`
 
-CONFIG = TrainingConfig(hidden=(32,), epochs=3)
+RECIPE = Recipe(
+    network=Network("32", readout="spikes", gradient="event", time_constants=(5.0, 3.0, 2.5), bias=False),
+    loss=Loss("count_loss", {"desired": 4.0, "undesired": 0.0}),
+    schedule=Schedule(epochs=3),
+)
 
 
 def warnings_of(run, tmp_path, capsys):
@@ -545,31 +549,31 @@ def warnings_of(run, tmp_path, capsys):
 
 
 def test_training_is_not_warned_of_if_healthy(capsys, tmp_path):
-    run = TrainingRun.start(CONFIG, DIGITS, torch.device("cpu"))
+    run = TrainingRun.start(RECIPE, DIGITS, torch.device("cpu"))
     assert warnings_of(run, tmp_path, capsys) == []
 
 
 def test_training_warns_before_the_first_epoch(capsys, tmp_path, monkeypatch):
-    run = TrainingRun.start(CONFIG, DIGITS, torch.device("cpu"))
-    nn.init.zeros_(run.network.hidden[1].norm_weight)
+    run = TrainingRun.start(RECIPE, DIGITS, torch.device("cpu"))
+    nn.init.zeros_(run.network.hidden1.norm_weight)
     monkeypatch.setattr(TrainingRun, "train_epoch", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         training.train(run, tmp_path)
-    assert "Layer 'hidden.hidden 1' (SRMLinear) does not fire" in capsys.readouterr().err
+    assert "Layer 'hidden1' (SRMLinear) does not fire" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("dead", ["Layer 'hidden.hidden 1' (SRMLinear) does not fire", "is that of chance"]),
-        ("silence", ["Layer 'hidden.hidden 1' (SRMLinear) does not fire", "is that of chance"]),
+        ("dead", ["Layer 'hidden1' (SRMLinear) does not fire", "is that of chance"]),
+        ("silence", ["Layer 'hidden1' (SRMLinear) does not fire", "is that of chance"]),
         ("labels", ["is that of chance"]),
     ],
 )
 def test_training_warns(change, expected, capsys, tmp_path, monkeypatch):
     data = DIGITS._replace(train_labels=SHUFFLED) if change == "labels" else DIGITS
-    run = TrainingRun.start(CONFIG, data, torch.device("cpu"))
-    hidden = run.network.hidden[1]
+    run = TrainingRun.start(RECIPE, data, torch.device("cpu"))
+    hidden = run.network.hidden1
     if change == "dead":
         nn.init.zeros_(hidden.norm_weight)
     elif change == "silence":

@@ -4,11 +4,15 @@ A server that has imported everything forks them, so that a new one takes millis
 """
 
 import contextlib
+import faulthandler
 import itertools
+import json
 import multiprocessing
 import os
 import random
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +29,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from srm_triton import SpikeAvgPool2d, SRMConv2d, SRMLinear, count_loss, training
+from srm_triton import SpikeAvgPool2d, SRMConv2d, SRMLinear, count_loss, plots, training
+from srm_triton.cli import main
 from srm_triton.data import LabelledImages
 from srm_triton.files import partial
-from srm_triton.training import TrainingConfig, TrainingRun, load_checkpoint
+from srm_triton.training import Network, Recipe, Schedule, TrainingRun, load_checkpoint
 from srm_triton.tuning import read, update
 
 Start = Callable[..., BaseProcess]
@@ -103,8 +108,8 @@ def train_or_resume(folder: Path) -> None:
     if path.exists():
         run = TrainingRun.resume(load_checkpoint(path), data, torch.device("cpu"))
     else:
-        config = TrainingConfig(hidden=(12,), steps=4, epochs=EPOCHS, batch_size=16)
-        run = TrainingRun.start(config, data, torch.device("cpu"))
+        recipe = Recipe(network=Network("12", steps=4), schedule=Schedule(epochs=EPOCHS, batch_size=16))
+        run = TrainingRun.start(recipe, data, torch.device("cpu"))
     training.train(run, folder)
 
 
@@ -195,3 +200,42 @@ def test_two_processes_train_as_one(static_graph, start, tmp_path):
     torch.testing.assert_close(rank_0, one, rtol=1e-14, atol=1e-16)
     assert not torch.equal(losses_0, losses_1)  # the data differ
     torch.testing.assert_close((losses_0 + losses_1) / 2, losses, rtol=1e-15, atol=0)
+
+
+def command(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    faulthandler.dump_traceback_later(120, exit=True)  # rather than wait for another process without end
+    os.environ.update(environment)
+    plots.plot_learning = plots.plot_sample = lambda *arguments, **options: None
+    with output.open("w") as file, contextlib.redirect_stdout(file):
+        sys.exit(main(arguments))
+
+
+def test_the_command_trains_in_two_processes_as_in_one(start, tmp_path):
+    options = ["train", "--network", "64", "--epochs", "2", "--device", "cpu", "--set", "schedule.batch_size=139"]
+    options += ["--set", "schedule.hold_out=46", "--set", "augmentation.crop=1", "--set", "optimizer.name=sgd"]
+    options += ["--set", "schedule.accumulation=2", "--set", "optimizer.momentum=0.9", "--learning-rate", "0.05"]
+    # 1391 samples: the last batch has one
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for count in (1, 2):
+        for rank in range(count):
+            by_torchrun = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+            by_torchrun |= {"MASTER_PORT": f"{port}", "TORCHELASTIC_RUN_ID": "1", "GLOO_SOCKET_IFNAME": "lo"}
+            arguments = [*options, "--output", str(tmp_path / f"{count}")]
+            output = tmp_path / f"{rank} of {count}.txt"
+            processes.append(start(command, arguments, output, by_torchrun if count == 2 else {}))
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    first, second = (tmp_path.joinpath(f"{rank} of 2.txt").read_text() for rank in range(2))
+    assert "on cpu, 2 processes" in first and first.count("epoch   2/2") == 1 and second == ""
+    one, two = (load_checkpoint(tmp_path / f"{count}" / training.CHECKPOINT) for count in (1, 2))
+    torch.testing.assert_close(two.model, one.model, rtol=1e-5, atol=1e-6)
+    for record, expected in zip(two.history, one.history, strict=True):
+        assert record.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert (record.train_accuracy, record.accuracy) == pytest.approx((expected.train_accuracy, expected.accuracy))
+    results = [json.loads((tmp_path / f"{count}" / training.METRICS).read_text()) for count in (1, 2)]
+    assert [result["processes"] for result in results] == [1, 2]
+    assert results[0]["test_accuracy"] == pytest.approx(results[1]["test_accuracy"])

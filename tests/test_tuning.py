@@ -319,8 +319,9 @@ def test_the_command_tunes_shapes(capsys, path, timed):
 
 
 def test_the_command_tunes_the_network_of_a_checkpoint(tmp_path, path, timed):
-    config = training.TrainingConfig(model="conv", hidden=(2,), steps=5, batch_size=3)
-    training.TrainingRun(config, data.load_digits(), torch.device("cpu")).save(tmp_path / "checkpoint.pt")
+    network = training.Network("2C3-P2", steps=5, readout="spikes", gradient="event")
+    recipe = training.Recipe(network=network, schedule=training.Schedule(batch_size=3))
+    training.TrainingRun(recipe, data.load_digits(), torch.device("cpu")).save(tmp_path / "checkpoint.pt")
     assert main(["tune", "--checkpoint", str(tmp_path / "checkpoint.pt"), "--dtype", "float64"]) == 0
     forward = [case for case in read(path) if "forward, T ≤ 8" in case and "float64" in case]
     assert [re.search(r"2\^(\d)", case)[1] for case in forward] == ["9", "5"] and len(read(path)) == 4  # 2·8·8 and 10

@@ -15,7 +15,7 @@ INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds the option `--device`, whose value `chosen_device` takes."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="default: a GPU if there is one"
     )
 
 
@@ -28,11 +28,16 @@ def chosen_device(name: str) -> torch.device:
     """Returns the device that `--device` names.
 
     Raises:
-        ValueError: for cuda on a machine without a GPU.
+        ValueError: for another name, or a GPU that this machine does not have.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use; allowed here: auto, cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    gpus = [f"cuda:{number}" for number in range(count)]
+    if name not in (allowed := ("auto", "cpu", *(("cuda", *gpus) if count else ()))):
+        missing = "" if count else ": this machine has no GPU that PyTorch can use"
+        raise ValueError(f"--device {name}{missing}; allowed here: {', '.join(allowed)}")
+    return torch.device(name)
 
 
 def kernels_state(packages: list[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from srm_triton import data, training, tuning
+from srm_triton import training, tuning
 from srm_triton.checks import FLOATING
 from srm_triton.commands.shared import Commands, add_cache
 from srm_triton.encoders import encode_direct
@@ -64,7 +64,8 @@ def _train(options: argparse.Namespace, device: str = "cuda") -> None:
         current, earlier = (torch.randn(shape, requires_grad=True, **like) for _ in range(2))
         SRMNeuron(device=device)(current, earlier=earlier).backward(current)
     if options.checkpoint:
-        config = training.load_checkpoint(options.checkpoint).config
-        size = data.IMAGE_SIZES[config.data]
-        network = training.build_network(config, size, data.CLASSES).to(**like)
-        network(encode_direct(torch.rand(config.batch_size, *size, **like), config.steps)).sum().backward()
+        checkpoint = training.load_checkpoint(options.checkpoint)
+        recipe, shape = checkpoint.recipe, checkpoint.shape
+        network = training.build_network(recipe, shape, checkpoint.classes).to(**like)
+        inputs = encode_direct(torch.rand(recipe.schedule.batch_size, *shape, **like), recipe.network.steps)
+        network(inputs).sum().backward()

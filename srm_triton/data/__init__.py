@@ -22,16 +22,8 @@ from srm_triton.data.npz import load_npz
 from srm_triton.data.shd import SHD
 from srm_triton.data.split import hold_out, stratified_split
 
-IMAGE_SIZES = {"digits": (8, 8), "fashion-mnist": (28, 28)}
-"""Height and width of the images of the data sets that have a name."""
-
-CLASSES = 10
-"""The number of classes of each data set that has a name."""
-
 __all__ = [
-    "CLASSES",
     "FASHION_MNIST_FOLDER",
-    "IMAGE_SIZES",
     "NMNIST",
     "SHD",
     "DVSGesture",

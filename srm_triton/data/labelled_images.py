@@ -1,10 +1,8 @@
 """Images with their classes: what every loader of images returns, and what it checks."""
 
-import zlib
 from itertools import islice
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from srm_triton.checks import check_number
@@ -26,18 +24,6 @@ class LabelledImages(NamedTuple):
     """The number of classes; each has a training sample."""
     class_names: tuple[str, ...] = ()
     """What the classes are called, where the data say so."""
-
-    def checksum(self) -> int:
-        """A CRC-32 of all samples, which tells other data from the same."""
-        checksum = self.classes
-        for tensor in self[:4]:
-            shaped = repr(list(tensor.shape)).encode()
-            checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, zlib.crc32(shaped, checksum))
-        return checksum
-
-    def to(self, device: torch.device) -> "LabelledImages":
-        """Returns the same samples on another device."""
-        return self._replace(**{name: getattr(self, name).to(device) for name in self._fields[:4]})
 
 
 class Samples(NamedTuple):
