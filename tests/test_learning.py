@@ -1,6 +1,7 @@
 """The comparison of what networks learn: its tasks, and that finished runs are kept."""
 
 import itertools
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,15 @@ def test_runs_are_kept(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(learning, "fit", lambda *arguments: calls.append(arguments))
     assert learning.choices(learning.Records(tmp_path / "records.json")) == first and not calls
+
+
+def test_the_page_is_made_of_the_stored_runs(tmp_path, monkeypatch):
+    stored = (Path(learning.__file__).parents[1] / "docs" / "results.md").read_text(encoding="utf-8")
+    page = tmp_path / "results.md"
+    page.write_text(stored.replace("| 9", "| 8"), encoding="utf-8")
+    monkeypatch.setattr(learning, "fit", None)  # nothing is trained
+    learning.main(["--page", str(page)])
+    assert stored.count("| 9") > 30 and page.read_text(encoding="utf-8") == stored
 
 
 def test_training_learns():

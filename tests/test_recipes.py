@@ -158,7 +158,7 @@ def test_missing_files_and_built_in_types():
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Network("P2x4"), r"\[network\] notation 'P2x4' leaves nothing of inputs \(1, 8, 8\)"),
+        (Network("P2x4"), r"\[network\] notation must leave something of inputs \(1, 8, 8\), got 'P2x4'"),
         (Network("5D"), r"\[network\] notation must consist of layers"),
         (Network(time_constants=(5.0, 3.0)), r"\[network\] time_constants must be 'spread' or three numbers"),
         (Network(time_constants=(0.5, 3.0, 3.0)), r"\[network\] tau_m must be"),
