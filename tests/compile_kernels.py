@@ -155,8 +155,9 @@ def scan_launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Call
             current = empty(shape, dtype=dtype)
             for trace, keep in ((False, False), (False, True), (True, False))[: 2 + in_full]:
                 yield "", scan_forward(current, parameters, trace=trace, keep=keep, output=keep and output, state=state)
-            for rule, learn in itertools.product(tuple(SRM_SCAN_RULES)[: 2 + in_full], (False, True)):
-                kind = (":event" if rule == "event" else ":surrogate") + ",learn" * learn
+            rules = tuple(SRM_SCAN_RULES) if in_full else ("event", "arctan")
+            for rule, learn in itertools.product(rules, (False, True)):
+                kind = (":surrogate" if rule in ("arctan", "fast_sigmoid") else ":event") + ",learn" * learn
                 yield kind, scan_backward(current, rule, parameters, learn=learn, state=state, output=output)
 
 
