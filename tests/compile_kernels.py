@@ -155,9 +155,9 @@ def scan_launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Call
             current = empty(shape, dtype=dtype)
             for trace, keep in ((False, False), (False, True), (True, False))[: 2 + in_full]:
                 yield "", scan_forward(current, parameters, trace=trace, keep=keep, output=keep and output, state=state)
-            rules = tuple(SRM_SCAN_RULES) if in_full else ("event", "arctan")
+            rules = ("event", "arctan", "fast_sigmoid")[: 2 + in_full]
             for rule, learn in itertools.product(rules, (False, True)):
-                kind = (":surrogate" if rule in ("arctan", "fast_sigmoid") else ":event") + ",learn" * learn
+                kind = (":event" if rule == "event" else ":surrogate") + ",learn" * learn
                 yield kind, scan_backward(current, rule, parameters, learn=learn, state=state, output=output)
 
 
