@@ -81,7 +81,7 @@ def spiking_network(
     builder = _Builder(inputs, steps, parameters, {"gradient": "surrogate", "bias": bias, **options})
     for text, layer in _layers(notation):
         builder.add(text, layer, padding)
-        if dropout and "P" not in text:
+        if dropout and not layer.window:
             builder.append("dropout", DropoutOverTime(dropout, batch_first=builder.batch_first))
     builder.add_output(classes, readout)
     return builder.network

@@ -225,7 +225,7 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
 
     `SRMConv2d` stands for each convolution with its batch normalisation and rectifier, average pooling for max pooling,
     and `SRMLinear` for the fully connected layer. Call `calibrate_gain` before training: a fresh network this deep may
-    be silent. By measurement it learns best with ``readout="membrane"``, and worse with the event-driven gradient.
+    be silent. Choose ``readout="membrane"`` where spikes as the answer learn slowly.
 
     Args:
         out_features: number of output neurons.
