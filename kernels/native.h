@@ -6,7 +6,9 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#if defined(__x86_64__) && defined(__gnu_linux__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && __GNUC__ >= 12
+#define EVERY_VECTOR_WIDTH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__gnu_linux__)
 #define EVERY_VECTOR_WIDTH __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define EVERY_VECTOR_WIDTH

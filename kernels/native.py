@@ -14,6 +14,7 @@ from .layout import NeuronOrder, outer_time_inner
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
+_STORAGES = {torch.bfloat16: 1, torch.float16: 2}  # of sequences that are computed in float32
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
 
 
@@ -26,7 +27,7 @@ class _Scan(ctypes.Structure):
 
     _fields_ = _fields(
         (ctypes.c_int64, "outer steps inner tile channels channel_stride"),
-        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time rule"),
+        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time storage rule"),
         (ctypes.c_double, "rise"),
         (ctypes.c_void_p, "current constants initial grad_spikes grad_final events"),
         (ctypes.c_void_p, "spikes final membrane gradient_trace weight_path time_path grad_initial grad_constants"),
@@ -108,16 +109,18 @@ def threads() -> int:
 
 
 class _Neurons(NeuronOrder):
-    """The tensors of a scan as C reads them: [outer, time, inner], inner with stride 1, in float32 or float64.
+    """The tensors of a scan as C reads them: [outer, time, inner], inner with stride 1.
 
-    Where inner is narrow, all neurons make one row.
+    Sequences are in the dtype of the current, states and traces in that of the constants, float32 or float64. Where
+    inner is narrow, all neurons make one row.
     """
 
     def __init__(self, current: torch.Tensor, like: torch.Tensor, constants: torch.Tensor, time_axis: int) -> None:
         super().__init__(like, time_axis, constants.shape[1])
-        self.dtype = constants.dtype
+        self.dtype = current.dtype
         self.current = self.sequence(current)
         self.scan = _Scan(*self.current.shape, 0, self.channels, self.channel_stride)
+        self.scan.storage = _STORAGES.get(self.dtype, 0)
         self.scan.current_stride_outer, self.scan.current_stride_time, _ = self.current.stride()
         self.kept: list[torch.Tensor] = []  # whose memory the structure points to
         self.results: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
@@ -154,8 +157,8 @@ class _Neurons(NeuronOrder):
             viewed = outer_time_inner(tensor, tensor, self.time_axis)
             if viewed.shape != self.current.shape:  # narrow
                 viewed = viewed.transpose(0, 1)
-            own = tensor.dtype == self.dtype and viewed.shape == self.current.shape
-            memory = viewed if own else torch.empty(self.current.shape, dtype=self.dtype)
+            own = viewed.shape == self.current.shape
+            memory = viewed if own else torch.empty(self.current.shape, dtype=tensor.dtype)
             self._point(name, memory)
             if not own:
                 self.results.append((memory.view(viewed.shape), viewed, None))

@@ -1,14 +1,14 @@
 /* The SRM scan for the CPU; srm_triton/ops/srm_scan.py states the equations, whose order of operations this keeps.
 
-   Spikes and gradients equal the eager reference bit for bit, so it must be compiled without contraction. Tensors are
-   seen as [outer, time, inner]: inner has stride 1, current and gradient have strides of their own, the rest is dense;
+   Spikes and gradients equal the eager reference bit for bit, so it must be compiled without contraction. Sequences in
+   half precision are converted by rows of a tile. Tensors are seen as [outer, time, inner]: inner has stride 1, current and gradient have strides of their own, the rest is dense;
    states are [3, outer, inner]. Workers take tiles of neurons from a counter, each tile through all of time with its
    states in the nearest cache; the backward keeps the states at the start of each chunk of time and recomputes the rest.
    Constants that all neurons share stand in registers: each loop is compiled for these and for constants a channel. */
 
 #ifndef REAL
 
-#include "native.h"
+#include "half.h"
 
 #define LARGEST_TILE 1024 /* long rows: the processor fetches ahead within a row, not from one step to the next */
 #define CHUNK 32
@@ -17,7 +17,8 @@
 typedef struct {
     int64_t outer, steps, inner, tile, channels, channel_stride;
     int64_t current_stride_outer, current_stride_time, grad_stride_outer, grad_stride_time;
-    int64_t rule; /* 0: event; surrogate: 1 arctan, 2 fast sigmoid; 3: original */
+    int64_t storage; /* of sequences: AS_REAL, or half precision; membrane and gradient trace are REAL */
+    int64_t rule;    /* 0: event; surrogate: 1 arctan, 2 fast sigmoid; 3: original */
     double rise;  /* of the potential at which a silent output neuron counts as firing */
     const void *current, *constants, *initial, *grad_spikes, *grad_final;
     int32_t *events;
@@ -61,6 +62,27 @@ typedef REAL TYPED(Row)[LARGEST_TILE];
 typedef struct {
     TYPED(Row) u, s, g;
 } TYPED(State);
+
+/* A row of a sequence as REAL: where it stands, or converted into `row`. */
+INLINE const REAL *TYPED(read)(const Scan *scan, const void *sequence, int64_t place, int64_t width, REAL *restrict row)
+{
+    if (scan->storage == AS_REAL)
+        return (const REAL *)sequence + place;
+    read_half(scan->storage, (const uint16_t *)sequence + place, width, (float *)row);
+    return row;
+}
+
+/* Where to write a row of a sequence: to its place, or to `row`, which `finish` converts; to `row` for none. */
+INLINE REAL *TYPED(begin)(const Scan *scan, void *sequence, int64_t place, REAL *row)
+{
+    return sequence && scan->storage == AS_REAL ? (REAL *)sequence + place : row;
+}
+
+INLINE void TYPED(finish)(const Scan *scan, void *sequence, int64_t place, int64_t width, const REAL *row)
+{
+    if (sequence && scan->storage != AS_REAL)
+        write_half(scan->storage, (const float *)row, width, (uint16_t *)sequence + place);
+}
 
 INLINE void TYPED(copy)(REAL *restrict to, const REAL *restrict from, int64_t width)
 {
@@ -135,15 +157,14 @@ INLINE void TYPED(step)(int64_t width, TYPED(Row) *restrict c, int each, const R
 
 INLINE void TYPED(forward)(Scan *scan, int each)
 {
-    TYPED(Row) c[ROWS], unused[3], before;
+    TYPED(Row) c[ROWS], unused[3], before, converted, fired;
     TYPED(State) state;
     REAL rise = scan->rise;
     Tile tile;
     while (take_tile(scan, &tile)) {
         TYPED(load_constants)(c, each, scan, &tile);
         TYPED(load_state)(&state, scan->initial, scan, &tile);
-        const REAL *current = scan->current;
-        current += tile.row * scan->current_stride_outer + tile.column;
+        int64_t input = tile.row * scan->current_stride_outer + tile.column;
         int64_t output = tile.row * scan->steps * scan->inner + tile.column;
         int32_t *events = scan->events ? scan->events + tile.row * scan->inner + tile.column : 0;
         for (int64_t i = 0; events && i < tile.width; i++)
@@ -151,13 +172,15 @@ INLINE void TYPED(forward)(Scan *scan, int each)
         for (int64_t t = 0; t < scan->steps; t++) {
             REAL *membrane = scan->membrane ? (REAL *)scan->membrane + output : unused[0];
             REAL *gradient_trace = scan->gradient_trace ? (REAL *)scan->gradient_trace + output : unused[1];
-            REAL *spikes = (REAL *)scan->spikes + output;
+            const REAL *current = TYPED(read)(scan, scan->current, input, tile.width, converted);
+            REAL *spikes = TYPED(begin)(scan, scan->spikes, output, fired);
             if (events)
                 TYPED(copy)(before, state.u, tile.width);
             TYPED(step)(tile.width, c, each, current, &state, unused[2], membrane, gradient_trace, spikes);
             for (int64_t i = 0; events && i < tile.width; i++) /* −2 marks a neuron that has fired */
                 events[i] = spikes[i] != 0 || events[i] == -2 ? -2 : membrane[i] - before[i] > rise ? t : events[i];
-            current += scan->current_stride_time;
+            TYPED(finish)(scan, scan->spikes, output, tile.width, spikes);
+            input += scan->current_stride_time;
             output += scan->inner;
         }
         for (int64_t i = 0; events && i < tile.width; i++)
@@ -239,7 +262,7 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
     TYPED(Row) *membranes = (TYPED(Row) *)scan->scratch + worker * 3 * (CHUNK + chunks);
     TYPED(Row) *traces = membranes + CHUNK, *synapses = traces + CHUNK;
     TYPED(State) *starts = (TYPED(State) *)(synapses + CHUNK);
-    TYPED(Row) c[ROWS], spikes, previous, unused[3];
+    TYPED(Row) c[ROWS], spikes, previous, unused[3], converted, paths[2];
     TYPED(State) state, to, sums;
     int32_t events[LARGEST_TILE];
     Tile tile;
@@ -251,15 +274,15 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
         TYPED(load_state)(&sums, 0, scan, &tile);
         for (int64_t i = 0; i < width; i++)
             events[i] = scan->events ? scan->events[tile.row * scan->inner + tile.column + i] : -1;
-        const REAL *current = scan->current, *grad_spikes = scan->grad_spikes;
-        current += tile.row * scan->current_stride_outer + tile.column;
-        grad_spikes += tile.row * scan->grad_stride_outer + tile.column;
+        int64_t input = tile.row * scan->current_stride_outer + tile.column;
+        int64_t of_grad = tile.row * scan->grad_stride_outer + tile.column;
         int64_t row = tile.row * scan->steps * scan->inner + tile.column;
 
         for (int64_t t = 0; t < (chunks - 1) * CHUNK; t++) {
             if (t % CHUNK == 0)
                 TYPED(copy_state)(&starts[t / CHUNK], &state, width);
-            const REAL *x = current + t * scan->current_stride_time;
+            int64_t place = input + t * scan->current_stride_time;
+            const REAL *x = TYPED(read)(scan, scan->current, place, width, converted);
             TYPED(step)(width, c, each, x, &state, unused[0], unused[1], unused[2], spikes);
         }
         TYPED(copy_state)(&starts[chunks - 1], &state, width);
@@ -267,7 +290,8 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
         for (int64_t chunk = chunks - 1, end = scan->steps; chunk >= 0; end = chunk-- * CHUNK) {
             TYPED(copy_state)(&state, &starts[chunk], width);
             for (int64_t t = chunk * CHUNK; t < end; t++) {
-                const REAL *x = current + t * scan->current_stride_time;
+                int64_t place = input + t * scan->current_stride_time;
+                const REAL *x = TYPED(read)(scan, scan->current, place, width, converted);
                 TYPED(step)(width, c, each, x, &state, learn ? synapses[t % CHUNK] : unused[0], membranes[t % CHUNK],
                             rule == 0 ? traces[t % CHUNK] : unused[1], spikes);
             }
@@ -280,10 +304,14 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
                         REAL threshold = c[THRESHOLD][each ? i : 0];
                         previous[i] = membranes[k - 1][i] > threshold ? 0 : membranes[k - 1][i];
                     }
-                REAL *weight_path = scan->weight_path ? (REAL *)scan->weight_path + output : unused[0];
-                REAL *time_path = scan->time_path ? (REAL *)scan->time_path + output : unused[1];
-                TYPED(step_back)(width, c, each, rule, learn, grad_spikes + t * scan->grad_stride_time, previous,
-                                 synapses[k], membranes[k], traces[k], events, t, &to, &sums, weight_path, time_path);
+                int64_t place = of_grad + t * scan->grad_stride_time;
+                const REAL *grad = TYPED(read)(scan, scan->grad_spikes, place, width, converted);
+                REAL *weight_path = TYPED(begin)(scan, scan->weight_path, output, paths[0]);
+                REAL *time_path = TYPED(begin)(scan, scan->time_path, output, paths[1]);
+                TYPED(step_back)(width, c, each, rule, learn, grad, previous, synapses[k], membranes[k], traces[k],
+                                 events, t, &to, &sums, weight_path, time_path);
+                TYPED(finish)(scan, scan->weight_path, output, width, weight_path);
+                TYPED(finish)(scan, scan->time_path, output, width, time_path);
             }
         }
         TYPED(store_state)(scan->grad_initial, &to, scan, &tile);
