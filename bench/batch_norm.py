@@ -2,15 +2,18 @@
 
 from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from bench.contenders import compiled, on_backends
-from bench.harness import DEVICE, Contender
+from bench.harness import DEVICE, WORK, Contender, over
 from srm_triton import batch_norm
 
-CASES = {"weight": (1, {"features": 1024, "samples": 1024}), "data": (0, {"samples": 32768, "features": 64})}
+CASES = {
+    "weight": (1, {"features": 1024 * WORK, "samples": 1024}),
+    "data": (0, {"samples": 32768 * WORK, "features": 64}),
+}
+DIRECTIONS = {"forward": 8, "forward and backward": 20}
 
 
 def formula(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, axis: int) -> torch.Tensor:
@@ -20,8 +23,7 @@ def formula(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, axis: int
 
 
 # Least traffic in bytes: the matrix in, the result out; then matrix and gradient in, the gradient out.
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
+@over("case, traffic, name", [(*direction, name) for direction in DIRECTIONS.items() for name in CASES])
 def test_batch_norm(measure, shrink, threads, name, case, traffic):
     axis, shape = CASES[name][0], shrink(CASES[name][1])
     x = torch.randn(tuple(shape.values()), device=DEVICE)

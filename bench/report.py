@@ -48,13 +48,17 @@ Compilation ({compilation:.0f} s, all first calls) is not in the times.
 
 
 def write(run: Run, folder: Path) -> None:
-    """Stores a run as results.json, one line for each case, and as plots."""
+    """Stores a run as results.json, one line for each case."""
     folder.mkdir(parents=True, exist_ok=True)
     rounded = json.loads(json.dumps(run), parse_float=lambda digits: float(f"{float(digits):.4g}"))
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in rounded.pop("results"))
     head = json.dumps(rounded, indent=1, ensure_ascii=False).removesuffix("\n}")
     (folder / "results.json").write_text(f'{head},\n "results": [\n{lines}\n]}}\n', encoding="utf-8")
-    for operation, cases in groupby(run["results"], itemgetter("operation")):
+
+
+def plots(results: Sequence[Case], folder: Path) -> None:
+    """Draws the cases of each operation."""
+    for operation, cases in groupby(results, itemgetter("operation")):
         plot(operation, list(cases), folder)
 
 
@@ -88,8 +92,10 @@ def tables(results: Sequence[Case]) -> str:
                 _label(case): _cells(case, "ratio") | {ours: _absolute(case["contenders"][ours])} for case in cases
             }
             kept = {case["case"]: _cells(case, "kept_bytes") for case in cases}  # whatever the number of threads
+            peak = {case["case"]: _cells(case, "peak_bytes") for case in cases}
             objectives = {case["case"]: _cells(case, "excess", "{:+z.2%}".format) for case in cases}
-            lines += [*_table("time", times), *_table("kept bytes", kept), *_table("objective", objectives)]
+            for head, rows in (("time", times), ("kept bytes", kept), ("peak bytes", peak), ("objective", objectives)):
+                lines += _table(head, rows)
     return "\n".join(lines)
 
 
