@@ -12,6 +12,7 @@ Times include the allocation of results and their release. On a GPU they are tho
 import gc
 import inspect
 import itertools
+import os
 import random
 import statistics
 import time
@@ -193,6 +194,7 @@ def _peak_bytes(run: Callable[[], Any]) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read by the first profiler, which prints two lines each time
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = profiler.profiler.kineto_results.events()
