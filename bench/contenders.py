@@ -287,7 +287,7 @@ def _sinabs() -> Function:
     return run
 
 
-SNNTORCH_LEAKY = Contender("snnTorch", _snntorch_leaky, comparable=False)
+SNNTORCH_LEAKY = Contender("snnTorch, Leaky", _snntorch_leaky, comparable=False)
 PEERS = [
     Contender("SpikingJelly", _spikingjelly, time_first=True, comparable=False),
     Contender("snnTorch", _snntorch, comparable=False),

@@ -6,7 +6,6 @@ in ten values; our networks are calibrated to fire in one step of eight. An elem
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +15,14 @@ from bench.harness import DEVICE, WORK, Contender, Function, over
 from srm_triton import SpikingResNet18_2D, SRMConv2d, SRMLinear, calibrate_gain, spiking_network
 from srm_triton.layers import spiking_layers
 
-# hidden layers, inputs at a step, and samples times steps
+# notation of the hidden layers, inputs at a step, and samples times steps
 CASES: dict[str, tuple[str, dict[str, int], int]] = {
     "784-1000-10": ("1000", {"features": 784}, 640),
     "32C5-P2-64C5-P2-1024-10": ("32C5-P2-64C5-P2-1024", {"channels": 1, "height": 28, "width": 28}, 320),
-    "spiking ResNet-18": ("ResNet-18", {"channels": 3, "height": 32, "width": 32}, 80),
+    "spiking ResNet-18": ("ResNet-18", {"channels": 3, "height": 32, "width": 32}, 160),
 }
 STEPS = (5, 20, 100)
+SCALE = max(1, WORK // 4)  # the published gradient of a weight is one product a sample, all kept at once
 MODES = {"training": True, "inference": False}
 Exchange = Callable[[nn.Linear | nn.Conv2d], nn.Module]
 
@@ -84,9 +84,9 @@ def neurons_times_steps(network: nn.Module, inputs: Tensor) -> int:
 
 # An element is a neuron at a step.
 @over("steps, name, mode", itertools.product(STEPS, CASES, MODES))
-def test_network(measure, shrink, threads, steps, name, mode):
+def test_network(measure, shrink, steps, name, mode):
     hidden, sizes, samples = CASES[name]
-    shape = shrink({"batch": max(1, WORK * samples // steps), "steps": steps, "width of ResNet": 64} | sizes)
+    shape = shrink({"batch": SCALE * samples // steps, "steps": steps, "width of ResNet": 64} | sizes)
     batch, steps, width, *size = shape.values()
     inputs = (torch.rand(batch, steps, *size, device=DEVICE) < 0.1).float()
 
@@ -102,8 +102,12 @@ def test_network(measure, shrink, threads, steps, name, mode):
         calibrate_gain(module, inputs)
         return ready(module)
 
-    def with_neurons_of(peer: Contender) -> Callable[[], nn.Module]:
-        return lambda: ready(exchanged(network(), lambda affine: Layer(affine, peer.build())))
+    def of(peer: Contender) -> Contender:
+        def build() -> nn.Module:
+            return ready(exchanged(network(), lambda affine: Layer(affine, peer.build())))
+
+        build.__doc__ = peer.about
+        return Contender(peer.name, build, peer.time_first, comparable=False)
 
     def published() -> nn.Module:
         """Weights normalised by a formula, and the published loop; of a weight's gradient one product a sample."""
@@ -114,11 +118,13 @@ def test_network(measure, shrink, threads, steps, name, mode):
         return ready(exchanged(network(), lambda affine: Layer(affine, nn.Identity())))
 
     def in_bfloat16(contender: Contender) -> Contender:
-        options: dict[str, Any] = {"time_first": contender.time_first, "comparable": False}
-        return Contender(f"{contender.name}, bfloat16", lambda: InBFloat16(contender.build()), **options)
+        def build() -> nn.Module:
+            """The same under autocast."""
+            return InBFloat16(contender.build())
 
-    peers = [SNNTORCH_LEAKY if peer.name == "snnTorch" else peer for peer in PEERS]
-    peers = [Contender(peer.name, with_neurons_of(peer), peer.time_first, comparable=False) for peer in peers]
+        return Contender(f"{contender.name}, bfloat16", build, contender.time_first, comparable=False)
+
+    peers = [of(SNNTORCH_LEAKY if peer.name == "snnTorch" else peer) for peer in PEERS]
     own, limit = Contender("srm-triton", ours), Contender("products alone", products, comparable=False)
     contenders = [
         own,
@@ -131,5 +137,5 @@ def test_network(measure, shrink, threads, steps, name, mode):
     ]
     elements = neurons_times_steps(network().to(DEVICE), inputs)
     shown = {axis: length for axis, length in shape.items() if axis not in ("steps", "width of ResNet")}
-    options = {"threads": threads, "backward": MODES[mode], "elements": elements, "peak": True}
+    options = {"backward": MODES[mode], "elements": elements, "peak": True}
     measure(f"{name}, T = {steps}, {mode}", shown, contenders, [inputs], **options)

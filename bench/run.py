@@ -124,7 +124,7 @@ def cases(names: list[str]) -> Iterator[tuple[str, Callable[..., None], dict[str
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmarks and returns the exit code: 1 if one failed or there was no time for it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmarks", nargs="+", help="MODULE or MODULE.FUNCTION of bench/")
+    parser.add_argument("benchmarks", nargs="*", help="MODULE or MODULE.FUNCTION of bench/")
     parser.add_argument("--report", type=Path, default=Path("runs/bench"), help="folder of results.json")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="refuse to measure on another one")
     parser.add_argument("--tiny", action="store_true", help="cut every axis to 4, to check that the benchmarks run")
@@ -136,16 +136,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="fill that file for the cases, instead of measuring them")
     options = parser.parse_args(arguments)
     if options.device not in (None, harness.DEVICE.type):
-        parser.error(f"--device {options.device}: PyTorch would use {harness.DEVICE.type} here")
+        parser.error(f"--device {options.device}: PyTorch {torch.__version__} would use {harness.DEVICE.type} here")
+    print(torch.cuda.get_device_name() if harness.DEVICE.type == "cuda" else "the CPU", flush=True)
     run = describe(f"python -m bench.run {' '.join(sys.argv[1:] if arguments is None else arguments)}")
     if options.tune:
         with tuning.tune(options.tuning) as trials:
             failures = _each_case(options, lambda operation: _prepare)
-        (options.report / "trials.json").write_text(json.dumps(trials, indent=1, default=str) + "\n", encoding="utf-8")
+        tried = {case: [_trial(*trial) for trial in of_case] for case, of_case in trials.items()}
+        (options.report / "trials.json").write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
     else:
         if options.tuning:
             tuning.load(options.tuning)
         benchmark = rounds(options.seconds, options.rounds)
+        report.write(run, options.report)
         failures = _each_case(
             options,
             lambda operation: recorder(run, operation, benchmark, options.without),
@@ -154,6 +157,10 @@ def main(arguments: list[str] | None = None) -> int:
     for failure in failures:
         print(failure)
     return 1 if failures else 0
+
+
+def _trial(configuration: Any, milliseconds: float, failure: str | None) -> dict[str, Any]:
+    return configuration._asdict() | ({"failure": failure} if failure else {"milliseconds": milliseconds})
 
 
 def _prepare(case: str, shape: Any, contenders: Any, tensors: Any, **options: Any) -> None:
