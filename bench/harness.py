@@ -44,7 +44,8 @@ class Contender:
     @property
     def about(self) -> str | None:
         """What it is, for the page."""
-        return inspect.getdoc(self.build)
+        described = inspect.getdoc(self.build)
+        return described and " ".join(described.split())
 
 
 def over(names: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -163,7 +164,8 @@ def _work(function: Function, arguments: Sequence[Tensor], backward: bool) -> Ca
     """What is timed: the output and, if they belong to the work, the gradients."""
     with torch.no_grad():
         output = function(*arguments)
-        gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+        generator = torch.Generator(output.device).manual_seed(1)
+        gradient = torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype)
     leaves = [tensor for tensor in (*arguments, *_parameters(function)) if tensor.requires_grad]
 
     def run() -> list[Tensor]:

@@ -131,7 +131,7 @@ def test_network(measure, shrink, steps, name, mode):
         in_bfloat16(own),
         *peers,
         in_bfloat16(peers[0]),
-        Contender("published loop", published, comparable=False),
+        Contender("published network", published, comparable=False),
         limit,
         in_bfloat16(limit),
     ]

@@ -28,11 +28,11 @@ with the surrogate gradient 20 and 21.5 (float32; 12 and 13.5, 10 and 11.5 in bf
 TEXT = """\
 The first contender of a table is this package's. Its median time is given in ns for an element of the output, such as a
 neuron at a step, with quartiles; **the others' numbers say how many times as long they take**. Every contender runs
-once in each round, in random order, in float32; what is compared are times of the same round. The copy moves as many
-bytes as the work must at least, between two buffers that exist already. Kept bytes are what autograd holds for the
-backward, for each element, without a layer's inputs and parameters; peak bytes are the most that PyTorch's allocator
-had given out at once during the work, beyond what it had before; GB/s are the bytes of the copy over each contender's
-time; objectives are what they are above the smallest.
+once in each round, in random order, in float32 unless it says otherwise; what is compared are times of the same round.
+The copy moves as many bytes as the work must at least, between two buffers that exist already; GB/s are those bytes
+over each contender's time. Kept bytes are what autograd holds for the backward, for each element, without the inputs
+and parameters of what is measured; of a network they count the inputs of its inner layers. Peak bytes are the most that
+PyTorch's allocator had given out at once, beyond what it had before; objectives are what they are above the smallest.
 Compilation ({compilation:.0f} s, all first calls) is not in the times.
 
 {tables}
@@ -81,14 +81,18 @@ def text(*runs: Run) -> str:
     """The results, what was compared, where and how the runs were made, in Markdown."""
     results = [case for run in runs for case in run["results"]]
     records = [item for case in results for item in case["contenders"].items()]
-    about = {name: text for run in runs for name, text in run["about"].items()}
-    about |= {name: f"skipped, {record['skipped']}." for name, record in records if "skipped" in record}
+    about = [item for run in runs for item in _about(run).items()]
     return TEXT.format(
-        about="\n".join(f"- **{name}**: {text}" for name, text in about.items()),
+        about="\n".join(f"- **{name}**: {text}" for name, text in dict.fromkeys(about)),
         compilation=sum(record.get("first_call_seconds", 0) for name, record in records if name == "torch.compile"),
         tables="\n".join(map(tables, runs)),
         machines="\n".join(map(_machine, runs)),
     )
+
+
+def _about(run: Run) -> dict[str, str]:
+    records = [item for case in run["results"] for item in case["contenders"].items()]
+    return run["about"] | {name: f"skipped, {record['skipped']}." for name, record in records if "skipped" in record}
 
 
 def _machine(run: Run) -> str:

@@ -47,10 +47,14 @@ def test_products_alone_are_the_maps_and_the_pooling():
 def test_every_layer_of_the_resnet_is_exchanged():
     ours, inputs = built("spiking ResNet-18")
     shapes = {name: tuple(p.shape) for name, p in ours.named_parameters() if name.endswith("weight") and p.dim() > 1}
-    products = network.exchanged(ours, lambda affine: network.Layer(affine, nn.Identity()))
+    neurons = network.neurons_times_steps(ours, inputs)
+    counts: list[int] = []
+    products = network.exchanged(
+        ours, lambda affine: network.Layer(affine, lambda current: counts.append(current.numel()) or current)
+    )
     exchanged = {name.replace(".affine", ""): tuple(p.shape) for name, p in products.named_parameters()}
     assert len(shapes) == 1 + 16 + 3 + 1 and exchanged == shapes
-    assert products(inputs).shape == (2, 3, 10) and network.neurons_times_steps(built("spiking ResNet-18")[0], inputs)
+    assert products(inputs).shape == (2, 3, 10) and len(counts) == len(shapes) and sum(counts) == neurons
 
 
 LAYERS = {
@@ -111,6 +115,42 @@ def test_memory_is_counted():
     assert inference["peak_bytes"] == 100 and "kept_bytes" not in inference  # two of 40 later
     counted = measured([toy], elements=1000, count_tensors=True)["toy"]
     assert counted["kept_bytes"] == 3 * 40
+
+
+def test_a_gpu_is_timed_by_events_and_counts_its_memory(monkeypatch):
+    """With fakes that write down in which order they are called."""
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.name = f"event {len([call for call in calls if call == 'made']) + 1}"
+            calls.append("made")
+
+        def record(self) -> None:
+            calls.append(f"{self.name} recorded")
+
+        def synchronize(self) -> None:
+            calls.append(f"{self.name} awaited")
+
+        def elapsed_time(self, end: "Event") -> float:
+            calls.append(f"from {self.name} to {end.name}")
+            return 1500.0
+
+    def answer(name: str, value: int) -> None:
+        monkeypatch.setattr(torch.cuda, name, lambda: calls.append(name) or value)
+
+    monkeypatch.setattr(harness, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    answer("memory_allocated", 100)
+    answer("reset_peak_memory_stats", 0)
+    answer("max_memory_allocated", 350)
+    assert harness._seconds(lambda: calls.append("work")) == 1.5
+    assert calls[2:] == [
+        "event 1 recorded", "work", "event 2 recorded", "event 2 awaited", "from event 1 to event 2",
+    ]  # fmt: skip
+    calls.clear()
+    assert harness._peak_bytes(lambda: calls.append("work")) == 250
+    assert calls == ["memory_allocated", "reset_peak_memory_stats", "work", "max_memory_allocated"]
 
 
 def test_training_computes_the_gradients_of_parameters():
@@ -187,11 +227,11 @@ def test_the_contenders_are_measured(tmp_path, monkeypatch):
     (case,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
     assert case["case"] == "784-1000-10, T = 4, training" and case["shape"] == {"batch": 4, "features": 4}
     records = {name: record for name, record in case["contenders"].items() if "skipped" not in record}
-    expected = {"srm-triton", "srm-triton, bfloat16", "published loop", "products alone", "products alone, bfloat16"}
+    expected = {"srm-triton", "srm-triton, bfloat16", "published network", "products alone", "products alone, bfloat16"}
     assert next(iter(case["contenders"])) == "srm-triton" and expected <= records.keys()
     assert all(record["peak_bytes"] > record["kept_bytes"] > 3 for record in records.values())
     assert 4 * 0.99 <= records["products alone"]["kept_bytes"] <= 4  # of each hidden neuron its output, for the weight
-    assert records["published loop"]["kept_bytes"] > 12 > records["srm-triton, bfloat16"]["kept_bytes"]
+    assert records["published network"]["kept_bytes"] > 12 > records["srm-triton, bfloat16"]["kept_bytes"]
 
 
 def example(**machine) -> report.Run:
