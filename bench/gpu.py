@@ -85,7 +85,7 @@ def plan(folder: Path, *, dry_run: bool) -> list[list[Stage]]:
         *[[bench("tune", 70, *tuned, "--tune", "--tuning", tuning)]] * (not dry_run),  # which needs a GPU's clock
         [measured("networks", 95, "network")],
         [measured("scan", 40, "srm_scan")],
-        [measured("batch norm", 25, "batch_norm")],
+        [measured("batch-norm", 25, "batch_norm")],
         [measured("layers", 25, "affine")],
         [Stage("profile", 30, ["-m", "bench.trace", "--report", str(folder / "profile"), *tiny])],
     ]

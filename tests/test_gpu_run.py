@@ -146,7 +146,7 @@ def test_the_plan_fits_eight_minutes(tmp_path):
     assert sum(max(stage.seconds for stage in group) for group in groups) <= gpu.BUDGET < 8 * 60 - 25
     arguments = {stage.name: list(stage.arguments) for group in groups for stage in group}
     assert list(arguments) == [
-        "machine", "info", "verify", "tests", "tune", "networks", "scan", "batch norm", "layers", "profile",
+        "machine", "info", "verify", "tests", "tune", "networks", "scan", "batch-norm", "layers", "profile",
     ]  # fmt: skip
     for name, given in arguments.items():
         if "bench.run" in given:
@@ -159,13 +159,13 @@ def test_the_plan_fits_eight_minutes(tmp_path):
 
 
 def test_a_dry_run_says_so_everywhere(tmp_path, capsys):
-    assert gpu.main(["--device", "cpu", "--output", str(tmp_path / "out"), "--only", "batch norm"]) == 0
+    assert gpu.main(["--device", "cpu", "--output", str(tmp_path / "out"), "--only", "batch-norm"]) == 0
     printed = capsys.readouterr().out
-    assert "Dry run on the CPU" in printed and "batch norm: passed" in printed
+    assert "Dry run on the CPU" in printed and "batch-norm: passed" in printed
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"README.md", "results.json", "summary.json", "batch_norm.png", "batch norm.log"} <= files
+    assert {"README.md", "results.json", "summary.json", "batch_norm.png", "batch-norm.log"} <= files
     page = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# No GPU\n\n{gpu.DRY_RUN}\n") and "| batch norm | passed |" in page
+    assert page.startswith(f"# No GPU\n\n{gpu.DRY_RUN}\n") and "| batch-norm | passed |" in page
     assert "## batch_norm" in page and "| GB/s" in page
     stored = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert stored["dry_run"] is True and len(stored["results"]) >= 4
@@ -173,7 +173,7 @@ def test_a_dry_run_says_so_everywhere(tmp_path, capsys):
         report.page({"results.json": stored})
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["dry_run"] is True and summary["gpu"] is None
-    assert [stage["name"] for stage in summary["stages"]] == ["machine", "batch norm", "plots"]
+    assert [stage["name"] for stage in summary["stages"]] == ["machine", "batch-norm", "plots"]
     with pytest.raises(SystemExit):  # a run is not overwritten
         gpu.main(["--device", "cpu", "--output", str(tmp_path / "out")])
     assert "is not empty" in capsys.readouterr().err
