@@ -290,8 +290,8 @@ class WeightedLayer(SRMLayer):
         weight: Tensor = getattr(self, name)
         if gain is None:
             return weight
-        rows = batch_norm(weight.flatten(1), gain, offset, dim=1, eps=self.eps).view_as(weight)
-        return rows * (weight != 0)
+        rows = batch_norm(weight.flatten(1), gain, offset, dim=1, eps=self.eps, keep_zeros=True)
+        return rows.view_as(weight)
 
     def extra_repr(self) -> str:
         """Sizes and options, as the module prints them."""
