@@ -129,7 +129,7 @@ INLINE void TYPED(forward_row)(const BatchNorm *norm, const Tile *tile)
     REAL scale = of[RATE][0] * of[WEIGHT][0], shift = of[BIAS][0] - of[LOW][0] * scale;
     for (int64_t i = 0; i < samples; i++) {
         REAL normalised = (x[i] - high) * scale + shift;
-        y[i] = keep_zeros && x[i] == 0 ? 0 : normalised;
+        y[i] = keep_zeros & (x[i] == 0) ? 0 : normalised;
     }
 }
 
@@ -146,7 +146,7 @@ INLINE void TYPED(backward_row)(const BatchNorm *norm, const Tile *tile)
         REAL of_weight = 0, of_bias = 0;
 #pragma omp simd reduction(+ : of_weight, of_bias)
         for (int64_t i = first; i < least(first + STRIP, samples); i++) {
-            REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+            REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
             of_weight += grad * (x[i] - high);
             of_bias += grad;
         }
@@ -159,7 +159,7 @@ INLINE void TYPED(backward_row)(const BatchNorm *norm, const Tile *tile)
     REAL scale = rate * of[WEIGHT][0], slope = rate * (REAL)(grad_weight / norm->divisor);
     REAL mean = grad_bias / samples - low * slope;
     for (int64_t i = 0; i < samples; i++) {
-        REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+        REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
         dx[i] = scale * (grad - mean - (x[i] - high) * slope);
     }
 }
@@ -248,7 +248,7 @@ INLINE void TYPED(normalise)(const BatchNorm *norm, const Tile *tile)
         REAL *restrict y = (REAL *)norm->results + place_of(norm, tile, row);
         for (int64_t i = 0; i < tile->columns; i++) {
             REAL normalised = (x[i] - of[HIGH][i]) * scale[i] + shift[i];
-            y[i] = keep_zeros && x[i] == 0 ? 0 : normalised;
+            y[i] = keep_zeros & (x[i] == 0) ? 0 : normalised;
         }
     }
 }
@@ -265,7 +265,7 @@ INLINE void TYPED(sum_backward)(const BatchNorm *norm, const Tile *tile)
             const REAL *restrict x = (const REAL *)norm->inputs + place_of(norm, tile, row);
             const REAL *restrict dy = (const REAL *)norm->grad_outputs + place_of(norm, tile, row);
             for (int64_t i = 0; i < tile->columns; i++) {
-                REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+                REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
                 products[i] += grad * (x[i] - of[HIGH][i]);
                 grads[i] += grad;
             }
@@ -313,7 +313,7 @@ INLINE void TYPED(differentiate)(const BatchNorm *norm, const Tile *tile)
         const REAL *restrict dy = (const REAL *)norm->grad_outputs + place_of(norm, tile, row);
         REAL *restrict dx = (REAL *)norm->results + place_of(norm, tile, row);
         for (int64_t i = 0; i < tile->columns; i++) {
-            REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+            REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
             dx[i] = scale[i] * (grad - mean[i] - (x[i] - of[HIGH][i]) * slope[i]);
         }
     }
