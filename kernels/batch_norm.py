@@ -137,8 +137,8 @@ def _merge_partials(
 
 
 @triton.jit
-def _store_outputs(pointer, x, high, low, scale, bias, mask):
-    y = ((x - high) - low) * scale + bias
+def _store_outputs(pointer, x, high, low, scale, bias, keep, mask):
+    y = tl.where(keep & (x == 0), 0.0, ((x - high) - low) * scale + bias)
     tl.store(pointer, y.to(pointer.dtype.element_ty), mask=mask)
 
 
@@ -184,18 +184,19 @@ def batch_norm_forward_kernel(
     tl.store(statistics + 2 * features + columns, variance, mask=first)
 
     scale = 1.0 / tl.sqrt(variance + constants[0])
+    keep = constants[1] != 0
     beta = tl.zeros((BLOCK_FEATURES,), accumulator)
     if weight is not None:
         scale *= _load_column(weight, columns, inside, accumulator)
     if bias is not None:
         beta = _load_column(bias, columns, inside, accumulator)
     if partials is None:
-        _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, beta, exists & inside)
+        _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, beta, keep, exists & inside)
     else:
         for tile in range(tiles):
             rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
             x = tl.load(inputs + rows * inputs_stride_sample, mask=exists & inside, other=0.0).to(accumulator)
-            _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, beta, exists & inside)
+            _store_outputs(outputs + rows * outputs_stride_sample, x, high, low, scale, beta, keep, exists & inside)
 
 
 @triton.jit
@@ -209,12 +210,13 @@ def _load_pair(
     high,
     low,
     scale,
+    keep,
     accumulator: tl.constexpr,
 ):
-    """Normalised inputs x̂ and output gradients dy, both 0 where masked."""
+    """Normalised inputs x̂ and output gradients dy, both 0 where masked; dy also where an x of 0 is kept."""
     x = tl.load(inputs + rows * inputs_stride_sample, mask=mask, other=0.0).to(accumulator)
     dy = tl.load(grads + rows * grads_stride_sample, mask=mask, other=0.0).to(accumulator)
-    return tl.where(mask, ((x - high) - low) * scale, 0.0), dy
+    return tl.where(mask, ((x - high) - low) * scale, 0.0), tl.where(keep & (x == 0), 0.0, dy)
 
 
 @triton.jit
@@ -247,6 +249,7 @@ def batch_norm_backward_partial_kernel(
     accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
     columns, inside = _columns(features, BLOCK_FEATURES)
     high, low, scale = _load_statistics(statistics, features, columns, inside, constants[0])
+    keep = constants[1] != 0
     inputs += columns * inputs_stride_feature
     grads += columns * grads_stride_feature
     grad_weight = tl.zeros((BLOCK_SAMPLES, BLOCK_FEATURES), accumulator)
@@ -255,7 +258,7 @@ def batch_norm_backward_partial_kernel(
         rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
         normalised, dy = _load_pair(
             inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale,
-            accumulator,
+            keep, accumulator,
         )  # fmt: skip
         grad_weight += dy * normalised
         grad_bias += dy
@@ -299,6 +302,7 @@ def batch_norm_backward_kernel(
     accumulator: tl.constexpr = tl.float64 if inputs.dtype.element_ty == tl.float64 else tl.float32
     columns, inside = _columns(features, BLOCK_FEATURES)
     high, low, scale = _load_statistics(statistics, features, columns, inside, constants[0])
+    keep = constants[1] != 0
     inputs += columns * inputs_stride_feature
     grads += columns * grads_stride_feature
     grad_inputs += columns * outputs_stride_feature
@@ -306,7 +310,7 @@ def batch_norm_backward_kernel(
         rows, exists = _rows(0, tiles, samples, BLOCK_SAMPLES)
         normalised, dy = _load_pair(
             inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale,
-            accumulator,
+            keep, accumulator,
         )  # fmt: skip
         grad_weight = tl.sum(dy * normalised, 0)
         grad_bias = tl.sum(dy, 0)
@@ -332,7 +336,7 @@ def batch_norm_backward_kernel(
             rows, exists = _rows(tile, tiles, samples, BLOCK_SAMPLES)
             normalised, dy = _load_pair(
                 inputs, grads, inputs_stride_sample, grads_stride_sample, rows, exists & inside, high, low, scale,
-                accumulator,
+                keep, accumulator,
             )  # fmt: skip
             pointer = grad_inputs + rows * outputs_stride_sample
             _store_grads(pointer, normalised, dy, factor, mean_grad, projection, exists & inside)
@@ -414,10 +418,11 @@ def forward(
     statistics: torch.Tensor,
     eps: float,
     divisor: int,
+    keep_zeros: bool,
 ) -> None:
     """Fills `outputs` and `statistics`, the [3, features] high and low part of the mean and the variance.
 
-    Matrices are [samples, features]; `divisor` is that of the variance.
+    Matrices are [samples, features]; `divisor` is that of the variance; with `keep_zeros` an input of 0 gives 0.
     """
     samples, features = inputs.shape
     tile = _tile_of(inputs)
@@ -438,7 +443,7 @@ def forward(
             divisor,
             *inputs.stride(),
             *outputs.stride(),
-            launch.scalars(inputs.dtype, (eps,)),
+            launch.scalars(inputs.dtype, (eps, float(keep_zeros))),
             BLOCK_SPLITS=triton.next_power_of_2(tile.splits),
             **tile.options(),
         )
@@ -453,6 +458,7 @@ def backward(
     grad_affine: torch.Tensor,
     eps: float,
     divisor: int,
+    keep_zeros: bool,
 ) -> None:
     """Fills `grad_inputs` and `grad_affine`, the [2, features] gradients of weight and bias.
 
@@ -463,7 +469,7 @@ def backward(
     grid = tile.grid(features)
     partials = None if tile.whole else statistics.new_empty(2, tile.splits, features)
     sizes = (tile.tiles, tile.splits, samples, features)
-    constants = launch.scalars(inputs.dtype, (eps,))
+    constants = launch.scalars(inputs.dtype, (eps, float(keep_zeros)))
     with launch.device_of(inputs):
         if partials is not None:
             # both launches read them, in the order of the inputs

@@ -13,6 +13,7 @@ from .layout import NeuronOrder, outer_time_inner
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
+_WIDE = 128  # neurons of a channel that lie side by side; fewer are worth no tile of their own
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
 _STORAGES = {torch.bfloat16: 1, torch.float16: 2}  # of sequences that are computed in float32
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
@@ -26,7 +27,7 @@ class _Scan(ctypes.Structure):
     """`Scan` of srm_scan.c, field by field."""
 
     _fields_ = _fields(
-        (ctypes.c_int64, "outer steps inner tile channels channel_stride"),
+        (ctypes.c_int64, "outer steps inner tile block channels channel_stride each"),
         (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time storage rule"),
         (ctypes.c_double, "rise"),
         (ctypes.c_void_p, "current constants initial grad_spikes grad_final events"),
@@ -57,7 +58,19 @@ class _Poisson(ctypes.Structure):
     )
 
 
-_STRUCTURES = {"srm_scan": _Scan, "shrink": _Step, "poisson": _Poisson}
+class _BatchNorm(ctypes.Structure):
+    """`BatchNorm` of batch_norm.c, field by field."""
+
+    _fields_ = _fields(
+        (ctypes.c_int64, "samples features by_rows fold keep_zeros"),
+        (ctypes.c_double, "eps divisor"),
+        (ctypes.c_void_p, "inputs weight bias grad_outputs results statistics grad_affine partials"),
+        (ctypes.c_longlong, "tiles_taken"),
+    )
+
+
+_STRUCTURES = {"srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson}
+_LAYOUTS = {"srm_scan": 3, "batch_norm": 3}  # numbers that a source states, where they are more than one
 
 
 def _path() -> str | None:
@@ -84,8 +97,8 @@ def _library() -> ctypes.CDLL | str:
 
 @functools.cache
 def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:
-    """The size of its structure in bytes; for the scan also the largest tile in neurons and a chunk in steps."""
-    return tuple((ctypes.c_int64 * (3 if stem == "srm_scan" else 1)).in_dll(library, f"{stem}_layout"))
+    """Its structure's size, and of the scan the largest tile and a chunk, of batch norm columns and rows of a tile."""
+    return tuple((ctypes.c_int64 * _LAYOUTS.get(stem, 1)).in_dll(library, f"{stem}_layout"))
 
 
 @functools.cache
@@ -119,7 +132,11 @@ class _Neurons(NeuronOrder):
         super().__init__(like, time_axis, constants.shape[1])
         self.dtype = current.dtype
         self.current = self.sequence(current)
-        self.scan = _Scan(*self.current.shape, 0, self.channels, self.channel_stride)
+        inner, stride = self.current.shape[2], self.channel_stride
+        block = min(stride, inner) if stride >= _WIDE else inner
+        uniform = self.channels == 1 or (stride >= _WIDE and inner % block == 0 and stride % block == 0)
+        block = block if uniform and self.channels > 1 else inner
+        self.scan = _Scan(*self.current.shape, 0, block, self.channels, stride, not uniform)
         self.scan.storage = _STORAGES.get(self.dtype, 0)
         self.scan.current_stride_outer, self.scan.current_stride_time, _ = self.current.stride()
         self.kept: list[torch.Tensor] = []  # whose memory the structure points to
@@ -167,7 +184,8 @@ class _Neurons(NeuronOrder):
         """Runs the scan and hands the results over."""
         scan = self.scan
         _, scan.tile, _ = _layout(_library(), "srm_scan")
-        while scan.tile > _SMALLEST_TILE and scan.outer * -(-scan.inner // scan.tile) < threads:
+        blocks = scan.outer * (scan.inner // scan.block)
+        while scan.tile > _SMALLEST_TILE and blocks * -(-scan.block // scan.tile) < threads:
             scan.tile //= 2  # so that no thread goes without
         _run(f"srm_scan_{direction}", scan, self.dtype, threads)
         for memory, tensor, leading in self.results:
@@ -287,3 +305,74 @@ def poisson_columns(
         samples * channels, channels, height, columns, *map(_pointer, (reach, decay, gain, cycle, values))
     )
     _run("poisson_columns", poisson, values.dtype, _number_of_threads(values))
+
+
+def batch_norm_forward(
+    inputs: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    outputs: torch.Tensor,
+    statistics: torch.Tensor,
+    eps: float,
+    divisor: int,
+    keep_zeros: bool,
+) -> None:
+    """Fills the last two tensors; arguments as kernels/batch_norm.py."""
+    _batch_norm("forward", inputs, weight, bias, None, outputs, statistics, None, eps, divisor, keep_zeros)
+
+
+def batch_norm_backward(
+    grad_outputs: torch.Tensor,
+    inputs: torch.Tensor,
+    weight: torch.Tensor | None,
+    statistics: torch.Tensor,
+    grad_inputs: torch.Tensor,
+    grad_affine: torch.Tensor,
+    eps: float,
+    divisor: int,
+    keep_zeros: bool,
+) -> None:
+    """Fills the last two tensors; arguments as kernels/batch_norm.py."""
+    _batch_norm(
+        "backward", inputs, weight, None, grad_outputs, grad_inputs, statistics, grad_affine, eps, divisor, keep_zeros
+    )
+
+
+def _batch_norm(
+    direction: str,
+    inputs: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    grad_outputs: torch.Tensor | None,
+    results: torch.Tensor,
+    statistics: torch.Tensor,
+    grad_affine: torch.Tensor | None,
+    eps: float,
+    divisor: int,
+    keep_zeros: bool,
+) -> None:
+    """On [samples, features]: dense as they are or transposed, or copied into that."""
+    samples, features = inputs.shape
+    by_rows = features < _NARROW or (samples > 1 and inputs.stride(0) == 1)
+
+    def dense(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.t() if by_rows else tensor).to(statistics.dtype).contiguous()
+
+    def vector(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(statistics.dtype).contiguous()
+
+    own = results.t() if by_rows else results
+    in_place = own.is_contiguous() and own.dtype == statistics.dtype
+    filled = own if in_place else own.new_empty(own.shape, dtype=statistics.dtype)
+    tensors = [dense(inputs), vector(weight), vector(bias), None if grad_outputs is None else dense(grad_outputs)]
+    partials, fold = None, 1
+    if not by_rows:
+        _, columns, rows = _layout(_library(), "batch_norm")
+        while samples % (2 * fold) == 0 and 2 * fold * features <= columns:
+            fold *= 2
+        partials = statistics.new_empty(-(-samples // (fold * rows)), 3, fold * features, dtype=torch.float64)
+    tensors += [filled, statistics, grad_affine, partials]
+    norm = _BatchNorm(samples, features, by_rows, fold, keep_zeros, eps, divisor, *map(_pointer, tensors))
+    _run(f"batch_norm_{direction}", norm, statistics.dtype, _number_of_threads(inputs))
+    if not in_place:
+        own.copy_(filled)

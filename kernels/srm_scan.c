@@ -4,7 +4,8 @@
    half precision are converted by rows of a tile. Tensors are seen as [outer, time, inner]: inner has stride 1, current and gradient have strides of their own, the rest is dense;
    states are [3, outer, inner]. Workers take tiles of neurons from a counter, each tile through all of time with its
    states in the nearest cache; the backward keeps the states at the start of each chunk of time and recomputes the rest.
-   Constants that all neurons share stand in registers: each loop is compiled for these and for constants a channel. */
+   Constants that the neurons of a tile share stand in registers: each loop is compiled for these and for constants that
+   change within a tile. A tile lies within a `block` of a row, all of one channel where that is long. */
 
 #ifndef REAL
 
@@ -15,7 +16,8 @@
 #define PI 3.141592653589793
 
 typedef struct {
-    int64_t outer, steps, inner, tile, channels, channel_stride;
+    int64_t outer, steps, inner, tile, block, channels, channel_stride;
+    int64_t each; /* whether constants change within a tile */
     int64_t current_stride_outer, current_stride_time, grad_stride_outer, grad_stride_time;
     int64_t storage; /* of sequences: AS_REAL, or half precision; membrane and gradient trace are REAL */
     int64_t rule;    /* 0: event; surrogate: 1 arctan, 2 fast sigmoid; 3: original */
@@ -37,11 +39,11 @@ const int64_t srm_scan_layout[3] = {sizeof(Scan), LARGEST_TILE, CHUNK}; /* for t
 
 INLINE int take_tile(Scan *scan, Tile *tile)
 {
-    int64_t in_a_row = (scan->inner + scan->tile - 1) / scan->tile;
-    int64_t number = atomic_fetch_add(&scan->tiles_taken, 1);
+    int64_t in_a_block = (scan->block + scan->tile - 1) / scan->tile, in_a_row = scan->inner / scan->block * in_a_block;
+    int64_t number = atomic_fetch_add(&scan->tiles_taken, 1), within = number % in_a_row;
+    int64_t start = within % in_a_block * scan->tile, left = scan->block - start;
     tile->row = number / in_a_row;
-    tile->column = number % in_a_row * scan->tile;
-    int64_t left = scan->inner - tile->column;
+    tile->column = within / in_a_block * scan->block + start;
     tile->width = left < scan->tile ? left : scan->tile;
     return tile->row < scan->outer;
 }
@@ -118,11 +120,16 @@ INLINE void TYPED(store_state)(void *states, const TYPED(State) *from, const Sca
     }
 }
 
-INLINE void TYPED(load_constants)(TYPED(Row) *c, int each, const Scan *scan, const Tile *tile)
+/* Loads the constants of a tile, unless they are `loaded`: from which neuron of all channels, and of how many. */
+INLINE void TYPED(load_constants)(TYPED(Row) *c, int each, const Scan *scan, const Tile *tile, int64_t loaded[2])
 {
-    int64_t neuron = tile->row * scan->inner + tile->column;
-    int64_t channel = neuron / scan->channel_stride % scan->channels, place = neuron % scan->channel_stride;
-    for (int64_t i = 0; i < (each ? tile->width : 1); i++) {
+    int64_t neuron = (tile->row * scan->inner + tile->column) % (scan->channels * scan->channel_stride);
+    int64_t channel = neuron / scan->channel_stride, place = neuron % scan->channel_stride;
+    int64_t count = each ? tile->width : 1;
+    if (loaded[0] == neuron && loaded[1] >= count)
+        return;
+    loaded[0] = neuron, loaded[1] = count;
+    for (int64_t i = 0; i < count; i++) {
         for (int row = 0; row < ROWS; row++)
             c[row][i] = ((const REAL *)scan->constants)[row * scan->channels + channel];
         if (++place == scan->channel_stride) {
@@ -157,12 +164,13 @@ INLINE void TYPED(step)(int64_t width, TYPED(Row) *restrict c, int each, const R
 
 INLINE void TYPED(forward)(Scan *scan, int each)
 {
-    TYPED(Row) c[ROWS], unused[3], before, converted, fired;
+    TYPED(Row) c[ROWS] = {0}, unused[3], before, converted, fired;
     TYPED(State) state;
     REAL rise = scan->rise;
+    int64_t loaded[2] = {-1, 0};
     Tile tile;
     while (take_tile(scan, &tile)) {
-        TYPED(load_constants)(c, each, scan, &tile);
+        TYPED(load_constants)(c, each, scan, &tile, loaded);
         TYPED(load_state)(&state, scan->initial, scan, &tile);
         int64_t input = tile.row * scan->current_stride_outer + tile.column;
         int64_t output = tile.row * scan->steps * scan->inner + tile.column;
@@ -193,7 +201,7 @@ EVERY_VECTOR_WIDTH
 static void TYPED(forward_worker)(void *argument)
 {
     Scan *scan = argument;
-    if (scan->channels > 1)
+    if (scan->each)
         TYPED(forward)(scan, 1);
     else
         TYPED(forward)(scan, 0);
@@ -262,13 +270,14 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
     TYPED(Row) *membranes = (TYPED(Row) *)scan->scratch + worker * 3 * (CHUNK + chunks);
     TYPED(Row) *traces = membranes + CHUNK, *synapses = traces + CHUNK;
     TYPED(State) *starts = (TYPED(State) *)(synapses + CHUNK);
-    TYPED(Row) c[ROWS], spikes, previous, unused[3], converted, paths[2];
+    TYPED(Row) c[ROWS] = {0}, spikes, previous, unused[3], converted, paths[2];
     TYPED(State) state, to, sums;
     int32_t events[LARGEST_TILE];
+    int64_t loaded[2] = {-1, 0};
     Tile tile;
     while (take_tile(scan, &tile)) {
         int64_t width = tile.width;
-        TYPED(load_constants)(c, each, scan, &tile);
+        TYPED(load_constants)(c, each, scan, &tile, loaded);
         TYPED(load_state)(&state, scan->initial, scan, &tile);
         TYPED(load_state)(&to, scan->grad_final, scan, &tile);
         TYPED(load_state)(&sums, 0, scan, &tile);
@@ -323,16 +332,21 @@ EVERY_VECTOR_WIDTH
 static void TYPED(backward_worker)(void *argument)
 {
     Scan *scan = argument;
-    if (scan->rule == 0 && scan->channels == 1 && !scan->grad_constants)
-        TYPED(backward)(scan, 0, 0, 0);
-    else if (scan->rule == 0)
-        TYPED(backward)(scan, 1, 0, 1);
-    else if (scan->rule == 3)
+    int learn = scan->grad_constants != 0;
+    if (scan->rule == 3)
         TYPED(backward)(scan, 1, 3, 1);
-    else if (scan->channels == 1 && !scan->grad_constants)
-        TYPED(backward)(scan, 0, scan->rule, 0);
-    else
+    else if (scan->rule == 0 && learn)
+        TYPED(backward)(scan, 1, 0, 1);
+    else if (scan->rule == 0 && scan->each)
+        TYPED(backward)(scan, 1, 0, 0);
+    else if (scan->rule == 0)
+        TYPED(backward)(scan, 0, 0, 0);
+    else if (learn)
         TYPED(backward)(scan, 1, scan->rule, 1);
+    else if (scan->each)
+        TYPED(backward)(scan, 1, scan->rule, 0);
+    else
+        TYPED(backward)(scan, 0, scan->rule, 0);
 }
 
 void TYPED(srm_scan_forward)(Scan *scan, RunParallel *run_parallel, unsigned threads)

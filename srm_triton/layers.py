@@ -1,7 +1,7 @@
 """Spiking layers as `torch.nn` modules: an affine map and SRM neurons behind it; the mathematics is elsewhere."""
 
 from collections.abc import Iterable
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import Gradient, Surrogate
 from srm_triton.parameters import SRMParameters, SRMState
 from srm_triton.readout import SRMReadout
+from srm_triton.weight_cache import WeightCache
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NOT_AFFINE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -206,6 +207,7 @@ class WeightedLayer(SRMLayer):
         weight: the weight before the normalisation.
         norm_weight: gain of each channel; None without normalisation.
         norm_bias: offset of each channel; None without normalisation.
+        weight_cache: the normalised weight in evaluation, computed once where no gradient is wanted.
 
     Raises:
         ValueError: for `weight_norm` with a fan-in of 1, or `carry_scale` without normalisation or with a threshold
@@ -228,6 +230,7 @@ class WeightedLayer(SRMLayer):
         self.norm_weight = self.norm_bias = None
         if weight_norm or (weight_norm is None and not self.narrow):
             self.norm_weight, self.norm_bias = (nn.Parameter(self.weight.new_empty(len(self.weight))) for _ in range(2))
+        self.weight_cache = WeightCache()
         self.carry_scale = carry_scale
         self._carried: tuple[int, int] | None = None
         if carry_scale:
@@ -290,8 +293,19 @@ class WeightedLayer(SRMLayer):
         weight: Tensor = getattr(self, name)
         if gain is None:
             return weight
-        rows = batch_norm(weight.flatten(1), gain, offset, dim=1, eps=self.eps).view_as(weight)
-        return rows * (weight != 0)
+
+        def normalise() -> Tensor:
+            rows = batch_norm(weight.flatten(1), gain, offset, dim=1, eps=self.eps, keep_zeros=True)
+            return rows.view_as(weight)
+
+        # a weight that hooks or parametrizations compute is another tensor each time
+        keep = not self.training and name in self._parameters
+        return self.weight_cache.get(name, (weight, gain, offset), normalise) if keep else normalise()
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module; what evaluation kept of the normalised weights is forgotten."""
+        self.weight_cache.clear()
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Sizes and options, as the module prints them."""

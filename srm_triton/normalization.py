@@ -35,7 +35,7 @@ class BatchNorm1d(nn.BatchNorm1d):
         check_tensor("inputs", inputs)
         if inputs.shape[1] != self.num_features:
             raise ValueError(f"inputs must have {self.num_features} features on axis 1, got {list(inputs.shape)}")
-        samples = inputs.movedim(1, -1).reshape(-1, self.num_features)
+        samples = inputs if inputs.dim() == 2 else inputs.movedim(1, -1).reshape(-1, self.num_features)
         if samples.shape[0] == 1:
             raise ValueError(
                 f"inputs must have more than one value per feature for a variance, got the shape {list(inputs.shape)}"
@@ -45,6 +45,8 @@ class BatchNorm1d(nn.BatchNorm1d):
         )
         if self.training and self.running_mean is not None:
             self._update_running_statistics(mean, variance, samples.shape[0])
+        if inputs.dim() == 2:
+            return outputs
         return outputs.unflatten(0, (inputs.shape[0], *inputs.shape[2:])).movedim(-1, 1).contiguous()
 
     def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -170,8 +170,8 @@ def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
         vector = torch.empty(features, dtype=accumulator) if affine else None
         statistics = torch.empty(3, features, dtype=accumulator)
         for x in (rows, rows.t().contiguous().t()):
-            yield partial(batch_norm.forward, x, vector, vector, x, statistics, 1e-5, samples - 1)
-            yield partial(batch_norm.backward, rows, x, vector, statistics, x, statistics, 1e-5, samples)
+            yield partial(batch_norm.forward, x, vector, vector, x, statistics, 1e-5, samples - 1, True)
+            yield partial(batch_norm.backward, rows, x, vector, statistics, x, statistics, 1e-5, samples, True)
 
 
 def shrink_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
@@ -340,8 +340,8 @@ def batch_norm_traffic(dtype: torch.dtype) -> Iterator[dict]:
         statistics = torch.empty(3, features)
         for order, x in (("features", rows), ("samples", rows.t().contiguous().t())):
             passes = {
-                "forward": partial(batch_norm.forward, x, vector, vector, x, statistics, 1e-5, samples),
-                "backward": partial(batch_norm.backward, x, x, vector, statistics, x, statistics, 1e-5, samples),
+                "forward": partial(batch_norm.forward, x, vector, vector, x, statistics, 1e-5, samples, True),
+                "backward": partial(batch_norm.backward, x, x, vector, statistics, x, statistics, 1e-5, samples, True),
             }
             for name, launch in passes.items():
                 for kernel_name, kernel, _ in compile_launch(launch):

@@ -12,7 +12,7 @@ from srm_triton.kernels import batch_norm as kernel
 from srm_triton.kernels import launch
 from srm_triton.ops.batch_norm import _backward, _normalise, batch_norm, batch_norm_with_statistics
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "native", "triton")
 EPS = 1e-5
 LONG = 20011  # more than a tile holds
 SHAPES = [
@@ -253,9 +253,9 @@ def test_same_bits_in_every_run_and_for_every_memory_order_of_gradients(shape, d
 def test_opcheck(backend, affine, dim, device):
     inputs, weight, bias, grad = make((6, 4), dim, torch.float32, affine)
     matrix, weight, bias, grad = (None if t is None else t.to(device) for t in (inputs, weight, bias, grad))
-    torch.library.opcheck(_normalise, (matrix, weight, bias, dim, EPS, 1, 0, backend))
-    statistics = _normalise(matrix, weight, None, dim, EPS, 1, 0, backend)[1]
-    torch.library.opcheck(_backward, (grad, matrix, weight, statistics, dim, EPS, 1, backend))
+    torch.library.opcheck(_normalise, (matrix, weight, bias, dim, EPS, 1, 0, True, backend))
+    statistics = _normalise(matrix, weight, None, dim, EPS, 1, 0, True, backend)[1]
+    torch.library.opcheck(_backward, (grad, matrix, weight, statistics, dim, EPS, 1, True, backend))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -12,6 +12,8 @@ Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Train
 Shift", ICML 2015, with a choice of correction. The published code of the event-driven layers (see `srm_scan`) has
 correction = 1 but d = M, which is not the gradient of its own forward; ``gradient="seed"`` repeats it.
 
+With `keep_zeros` an x of exactly 0 counts as missing behind the statistics: its y is 0, and its dy counts as 0.
+
 μ is kept as an unevaluated sum of a high and a low part, so that x − μ = (x − high) − low stays exact where the mean is
 large; the backward needs x, γ and, for each feature, these two and v.
 """
@@ -24,6 +26,7 @@ from torch import Tensor
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_goes_with, check_number, check_option, check_size, check_tensor
 from srm_triton.functions import Function, Gradients, custom_op, fake_of, keep_results, once_differentiable
+from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
 
 Gradient = Literal["exact", "seed"]
@@ -33,7 +36,14 @@ Vector = Tensor | None
 
 
 def _reference_forward(
-    inputs: Tensor, weight: Vector, bias: Vector, outputs: Tensor, statistics: Tensor, eps: float, divisor: int
+    inputs: Tensor,
+    weight: Vector,
+    bias: Vector,
+    outputs: Tensor,
+    statistics: Tensor,
+    eps: float,
+    divisor: int,
+    keep_zeros: bool,
 ) -> None:
     x = inputs.to(statistics.dtype)
     y = outputs.to(statistics.dtype)  # outputs itself, if it has the type
@@ -47,6 +57,8 @@ def _reference_forward(
         y.mul_(weight)
     if bias is not None:
         y.add_(bias)
+    if keep_zeros:
+        y.masked_fill_(x == 0, 0)
     if y is not outputs:
         outputs.copy_(y)
     torch.stack((high, low, variance), out=statistics)
@@ -61,10 +73,13 @@ def _reference_backward(
     grad_affine: Tensor,
     eps: float,
     divisor: int,
+    keep_zeros: bool,
 ) -> None:
     high, low, variance = statistics
     deviation = (variance + eps).sqrt()
     dy = grad_outputs.to(statistics.dtype)
+    if keep_zeros:
+        dy = dy.masked_fill(inputs == 0, 0)
     dx = grad_inputs.to(statistics.dtype)  # grad_inputs itself, if it has the type
     normalised = torch.sub(inputs.to(statistics.dtype), high, out=dx).sub_(low).div_(deviation)
     grad_weight = (dy * normalised).sum(0)
@@ -88,6 +103,7 @@ def _normalise(
     eps: float,
     correction: int,
     gradient_correction: int,
+    keep_zeros: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and statistics: the high and low part of the mean and the variance of each feature, [3, features]."""
@@ -95,13 +111,16 @@ def _normalise(
     if inputs.numel() == 0:
         return outputs, statistics
     x, y = inputs.movedim(dim, 0), outputs.movedim(dim, 0)
-    if resolve_backend(inputs.device, backend) == "triton":
+    chosen = resolve_backend(inputs.device, backend, has_native=True)
+    settings = eps, len(x) - correction, keep_zeros
+    if chosen == "triton":
         from srm_triton.kernels import batch_norm as kernel
 
-        weight, bias = _contiguous(weight), _contiguous(bias)
-        kernel.forward(x, weight, bias, y, statistics, eps, len(x) - correction)
+        kernel.forward(x, _contiguous(weight), _contiguous(bias), y, statistics, *settings)
+    elif chosen == "native":
+        native.batch_norm_forward(x, weight, bias, y, statistics, *settings)
     else:
-        _reference_forward(x, weight, bias, y, statistics, eps, len(x) - correction)
+        _reference_forward(x, weight, bias, y, statistics, *settings)
     return outputs, statistics
 
 
@@ -120,6 +139,7 @@ def _backward(
     dim: int,
     eps: float,
     gradient_correction: int,
+    keep_zeros: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the inputs and, as [2, features], of weight and bias."""
@@ -127,13 +147,16 @@ def _backward(
     if inputs.numel() == 0:
         return grad_inputs, grad_affine
     dy, x, dx = (matrix.movedim(dim, 0) for matrix in (grad_outputs, inputs, grad_inputs))
-    if resolve_backend(inputs.device, backend) == "triton":
+    chosen = resolve_backend(inputs.device, backend, has_native=True)
+    settings = eps, len(x) - gradient_correction, keep_zeros
+    if chosen == "triton":
         from srm_triton.kernels import batch_norm as kernel
 
-        weight = _contiguous(weight)
-        kernel.backward(dy, x, weight, statistics, dx, grad_affine, eps, len(x) - gradient_correction)
+        kernel.backward(dy, x, _contiguous(weight), statistics, dx, grad_affine, *settings)
+    elif chosen == "native":
+        native.batch_norm_backward(dy, x, weight, statistics, dx, grad_affine, *settings)
     else:
-        _reference_backward(dy, x, weight, statistics, dx, grad_affine, eps, len(x) - gradient_correction)
+        _reference_backward(dy, x, weight, statistics, dx, grad_affine, *settings)
     return grad_inputs, grad_affine
 
 
@@ -187,14 +210,15 @@ class _BatchNorm(Function):
         eps: float,
         correction: int,
         gradient_correction: int,
+        keep_zeros: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        return _normalise(inputs, weight, bias, dim, eps, correction, gradient_correction, backend)
+        return _normalise(inputs, weight, bias, dim, eps, correction, gradient_correction, keep_zeros, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        matrix, weight, bias, dim, eps, _, gradient_correction, backend = inputs
-        ctx.constants = dim, eps, gradient_correction, backend
+        matrix, weight, bias, dim, eps, _, *others = inputs
+        ctx.constants = dim, eps, *others
         ctx.bias_dtype = None if bias is None else bias.dtype
         keep_results(ctx, output)
         ctx.save_for_backward(matrix, weight, output[1])
@@ -206,7 +230,7 @@ class _BatchNorm(Function):
         grad_inputs, grad_affine = _backward(grad_outputs, *saved, *ctx.constants)
         grad_weight = None if weight is None else grad_affine[0].to(weight.dtype)
         grad_bias = None if ctx.bias_dtype is None else grad_affine[1].to(ctx.bias_dtype)
-        return grad_inputs, grad_weight, grad_bias, None, None, None, None, None
+        return grad_inputs, grad_weight, grad_bias, *[None] * 6
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
@@ -225,6 +249,7 @@ def batch_norm(
     eps: float = 1e-5,
     correction: int = 1,
     gradient: Gradient = "exact",
+    keep_zeros: bool = False,
 ) -> Tensor:
     """Normalises a matrix over one axis to mean 0 and variance 1, then scales and shifts it (equations: the module's).
 
@@ -239,6 +264,7 @@ def batch_norm(
         eps: what is added to the variance, positive.
         correction: 1 divides the squared deviations by one less than their number, 0 by their number.
         gradient: ``"exact"`` for the derivative; ``"seed"`` for the published formula, d = M whatever `correction` is.
+        keep_zeros: whether an input of exactly 0, such as a pruned weight, gives 0; the statistics count it.
 
     Returns:
         The normalised matrix, in the shape and dtype of `inputs`; empty where there are no features. A NaN or infinite
@@ -255,7 +281,7 @@ def batch_norm(
                 [ 0.0000,  0.0000],
                 [ 1.0000,  0.0000]])
     """
-    return _checked_normalise(inputs, weight, bias, dim, eps, correction, gradient)[0]
+    return _checked_normalise(inputs, weight, bias, dim, eps, correction, gradient, keep_zeros)[0]
 
 
 def batch_norm_with_statistics(
@@ -267,13 +293,14 @@ def batch_norm_with_statistics(
     eps: float = 1e-5,
     correction: int = 1,
     gradient: Gradient = "exact",
+    keep_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the result of `batch_norm`, and the mean and variance that it used; for layers that keep running ones.
 
     Mean and variance have the shape [inputs.shape[1 - dim]], are float64 for float64 inputs, else float32, and carry no
     gradient.
     """
-    outputs, statistics = _checked_normalise(inputs, weight, bias, dim, eps, correction, gradient)
+    outputs, statistics = _checked_normalise(inputs, weight, bias, dim, eps, correction, gradient, keep_zeros)
     high, low, variance = statistics.detach()
     return outputs, high + low, variance
 
@@ -286,11 +313,13 @@ def _checked_normalise(
     eps: float,
     correction: int,
     gradient: Gradient,
+    keep_zeros: bool,
 ) -> tuple[Tensor, Tensor]:
     check_tensor("inputs", inputs, "[rows, columns]")
     check_option("dim", dim, (0, 1))
     check_option("correction", correction, (0, 1))
     check_option("gradient", gradient, get_args(Gradient))
+    check_option("keep_zeros", keep_zeros, (False, True))
     check_number("eps", eps, 0, above=True)
     _check_vector("weight", weight, inputs, 1 - dim)
     _check_vector("bias", bias, inputs, 1 - dim)
@@ -301,7 +330,7 @@ def _checked_normalise(
         )
     gradient_correction = correction if gradient == "exact" else 0
     outputs, statistics = _BatchNorm.apply(
-        inputs, weight, bias, dim, float(eps), correction, gradient_correction, requested_backend()
+        inputs, weight, bias, dim, float(eps), correction, gradient_correction, keep_zeros, requested_backend()
     )
     return outputs, statistics
 

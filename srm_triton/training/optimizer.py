@@ -20,7 +20,7 @@ def build_optimizer(network: nn.Module, recipe: Optimizer) -> torch.optim.Optimi
     ]
     if recipe.name == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def learning_rate(optimizer: Optimizer, schedule: Schedule, batch: int, batches: int) -> float:
