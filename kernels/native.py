@@ -133,10 +133,9 @@ class _Neurons(NeuronOrder):
         self.dtype = current.dtype
         self.current = self.sequence(current)
         inner, stride = self.current.shape[2], self.channel_stride
-        block = min(stride, inner) if stride >= _WIDE else inner
-        uniform = self.channels == 1 or (stride >= _WIDE and inner % block == 0 and stride % block == 0)
-        block = block if uniform and self.channels > 1 else inner
-        self.scan = _Scan(*self.current.shape, 0, block, self.channels, stride, not uniform)
+        wide = self.channels > 1 and stride >= _WIDE
+        block, each = min(stride, inner) if wide else inner, self.channels > 1 and not wide
+        self.scan = _Scan(*self.current.shape, 0, block, self.channels, stride, each)
         self.scan.storage = _STORAGES.get(self.dtype, 0)
         self.scan.current_stride_outer, self.scan.current_stride_time, _ = self.current.stride()
         self.kept: list[torch.Tensor] = []  # whose memory the structure points to
