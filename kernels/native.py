@@ -3,16 +3,17 @@
 import ctypes
 import functools
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import SRM_SCAN_RISE, SRM_SCAN_RULES
-from .layout import NeuronOrder, outer_time_inner
+from .layout import NeuronOrder, outer_time_inner, rows_of
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
-_NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
+_NARROW = 16  # neurons; shorter rows, if there are more than so many, cost more than copies that make one row of all
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
 _STORAGES = {torch.bfloat16: 1, torch.float16: 2}  # of sequences that are computed in float32
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
@@ -135,7 +136,7 @@ class _Neurons(NeuronOrder):
         """As C reads it."""
         viewed = super().sequence(tensor).to(self.dtype)
         outer, steps, inner = viewed.shape
-        if inner < _NARROW:
+        if inner < _NARROW < outer:
             viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
         return viewed if viewed.stride(2) == 1 else viewed.contiguous()
 
@@ -166,15 +167,85 @@ class _Neurons(NeuronOrder):
     def run(self, direction: str, threads: int) -> None:
         """Runs the scan and hands the results over."""
         scan = self.scan
-        _, scan.tile, _ = _layout(_library(), "srm_scan")
-        while scan.tile > _SMALLEST_TILE and scan.outer * -(-scan.inner // scan.tile) < threads:
-            scan.tile //= 2  # so that no thread goes without
+        scan.tile = _tile(scan.outer, scan.inner, threads)
         _run(f"srm_scan_{direction}", scan, self.dtype, threads)
         for memory, tensor, leading in self.results:
             if leading is None:
                 tensor.copy_(memory)
             else:
                 self.hand_over(memory, tensor, leading)
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What is the same in each scan of sequences of one layout; pointers are filled into a copy of the structure."""
+
+    structure: bytes
+    """A `_Scan`, complete but for its pointers and the rule."""
+    scratch: int
+    """Values that the backward needs beside."""
+    forward: Any
+    """The function of the library."""
+    backward: Any
+
+    def launch(self, direction: str, rule: str, threads: int, **tensors: torch.Tensor | None) -> None:
+        """Runs the scan on tensors by the structure's names; those without elements are left out."""
+        scan = _Scan.from_buffer_copy(self.structure)
+        scan.rule = SRM_SCAN_RULES[rule]
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.numel():
+                setattr(scan, name, tensor.data_ptr())
+        getattr(self, direction)(ctypes.byref(scan), _thread_pool(), threads)
+
+
+@functools.lru_cache(maxsize=512)
+def scan_plan(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    grad_stride: tuple[int, ...],
+    dtype: torch.dtype,
+    channels: int,
+    time_axis: int,
+    threads: int,
+) -> LaunchPlan | None:
+    """The plan for a current and the gradient of its spikes; None where they are not read as they are.
+
+    The plans used last are kept: `scan_plan.cache_info()` counts them, `scan_plan.cache_clear()` forgets them.
+    """
+    sequence, gradient = (torch.empty_strided(shape, each, dtype=dtype, device="meta") for each in (stride, grad_stride))
+    like = torch.empty_like(sequence)
+    order = NeuronOrder(like, time_axis, channels)
+    rows = [rows_of(each, like, time_axis) for each in (sequence, gradient)]
+    if like.stride() != stride or order.axes != sorted(order.axes) or any(each is None for each in rows):
+        return None
+    current, grad = (row for row in rows if row is not None)
+    outer, steps, inner = current.shape
+    if inner < _NARROW < outer or (inner > 1 and (current.stride(2) != 1 or grad.stride(2) != 1)):
+        return None
+    _, tile, chunk = _layout(_library(), "srm_scan")
+    scan = _Scan(outer, steps, inner, _tile(outer, inner, threads), channels, order.channel_stride)
+    scan.current_stride_outer, scan.current_stride_time, _ = current.stride()
+    scan.grad_stride_outer, scan.grad_stride_time, _ = grad.stride()
+    scan.storage, scan.rise = _STORAGES.get(dtype, 0), SRM_SCAN_RISE
+    functions = (_function(f"srm_scan_{direction}", dtype) for direction in ("forward", "backward"))
+    return LaunchPlan(bytes(scan), threads * 3 * (chunk - (-steps // chunk)) * tile, *functions)
+
+
+def _tile(outer: int, inner: int, threads: int) -> int:
+    """Neurons of a row that a thread takes at once."""
+    _, tile, _ = _layout(_library(), "srm_scan")
+    while tile > _SMALLEST_TILE and outer * -(-inner // tile) < threads:
+        tile //= 2  # so that no thread goes without
+    return tile
+
+
+def _plan_for(
+    current: torch.Tensor, grad: torch.Tensor, time_axis: int, threads: int, channels: int, *states: torch.Tensor | None
+) -> LaunchPlan | None:
+    """The plan for tensors that C reads as they are; None where they need copies."""
+    if grad.dtype != current.dtype or not all(state is None or state.is_contiguous() for state in states):
+        return None
+    return scan_plan(current.shape, current.stride(), grad.stride(), current.dtype, channels, time_axis, threads)
 
 
 def scan_forward(
@@ -189,12 +260,20 @@ def scan_forward(
     time_axis: int,
 ) -> None:
     """Fills `spikes` and, where they are given and have elements, the others; as kernels/srm_scan.py."""
+    threads = _number_of_threads(current)
+    plan = _plan_for(current, spikes, time_axis, threads, constants.shape[1], constants, initial)
+    if plan is not None:
+        plan.launch(
+            "forward", "event", threads, current=current, constants=constants, initial=initial, spikes=spikes,
+            final=final, events=events, membrane=membrane, gradient_trace=gradient_trace,
+        )  # fmt: skip
+        return
     neurons = _Neurons(current, spikes, constants, time_axis)
     neurons.scan.rise = SRM_SCAN_RISE
     neurons.point_to_states(filled=False, initial=initial)
     neurons.point_to_states(filled=True, final=final, events=events)
     neurons.point_to_sequences(spikes=spikes, membrane=membrane, gradient_trace=gradient_trace)
-    neurons.run("forward", _number_of_threads(neurons.current))
+    neurons.run("forward", threads)
 
 
 def scan_backward(
@@ -212,6 +291,16 @@ def scan_backward(
     rule: str,
 ) -> None:
     """Fills those of the last four tensors that have elements; as kernels/srm_scan.py."""
+    threads = _number_of_threads(current)
+    read = constants, initial, grad_final, events
+    plan = _plan_for(current, grad_spikes, time_axis, threads, constants.shape[1], *read)
+    if plan is not None:
+        plan.launch(
+            "backward", rule, threads, current=current, constants=constants, initial=initial, events=events,
+            grad_spikes=grad_spikes, grad_final=grad_final, weight_path=weight_path, time_path=time_path,
+            grad_initial=grad_initial, grad_constants=grad_constants, scratch=constants.new_empty(plan.scratch),
+        )  # fmt: skip
+        return
     like = next((path for path in (weight_path, time_path) if path.numel()), torch.empty_like(current))
     neurons = _Neurons(current, like, constants, time_axis)
     scan = neurons.scan
@@ -221,7 +310,6 @@ def scan_backward(
     neurons.point_to_states(filled=False, initial=initial, grad_final=grad_final, events=events)
     neurons.point_to_states(filled=True, grad_initial=grad_initial, grad_constants=grad_constants)
     neurons.point_to_sequences(weight_path=weight_path, time_path=time_path)
-    threads = _number_of_threads(neurons.current)
     _, largest_tile, chunk = _layout(_library(), "srm_scan")
     scratch = constants.new_empty(threads, 3 * (chunk - (-scan.steps // chunk)), largest_tile)
     scan.scratch = scratch.data_ptr()
@@ -236,9 +324,15 @@ def _number_of_threads(x: torch.Tensor) -> int:
     return threads() if x.numel() >= _PARALLEL_FROM else 1
 
 
-def _run(stem: str, argument: ctypes.Structure, dtype: torch.dtype, threads: int) -> None:
+@functools.cache
+def _function(stem: str, dtype: torch.dtype) -> Any:
     function = getattr(_library(), f"{stem}_{'double' if dtype == torch.float64 else 'float'}")
-    function(ctypes.byref(argument), _thread_pool(), ctypes.c_uint(threads))
+    function.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint
+    return function
+
+
+def _run(stem: str, argument: ctypes.Structure, dtype: torch.dtype, threads: int) -> None:
+    _function(stem, dtype)(ctypes.byref(argument), _thread_pool(), threads)
 
 
 def bregman_step(

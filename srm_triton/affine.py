@@ -13,7 +13,7 @@ Inputs that repeat over time (stride 0, as `expand` makes them) are mapped once,
 Source: the code of Zhu et al., NeurIPS 2022 and 2023.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, get_args
 
@@ -38,8 +38,8 @@ class Map(Protocol):
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What it maps the samples to; autograd sees all of it."""
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
-        """The time path of the samples, given that of the current."""
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
+        """The time path of the samples, given that of the current, times `scale`."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,13 @@ class Linear:
         """[samples, in_features] to [samples, out_features]."""
         return F.linear(samples, *tensors)
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`."""
-        return grad @ tensors[0].to(grad.dtype)
+        return torch.addmm(grad.new_empty(1), grad, tensors[0].to(grad.dtype), beta=0, alpha=scale)
+
+    def gradients(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
+        """Those of weight and bias, as far as they are `needed`, given the weight path of the current."""
+        return grad.t() @ samples if needed[0] else None, grad.sum(0) if needed[1] else None
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,20 @@ class Convolution:
         convolve: Callable[..., Tensor] = CONVOLUTIONS[len(self.stride)]
         return convolve(samples, *tensors, self.stride, self.padding, self.dilation, self.groups)
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
-        """See `Map`."""
-        grad_samples: Tensor = torch.ops.aten.convolution_backward(
-            grad, samples.to(grad.dtype), tensors[0].to(grad.dtype), None, self.stride, self.padding, self.dilation,
-            False, (0,) * len(self.stride), self.groups, (True, False, False),
-        )[0]  # fmt: skip
-        return grad_samples * samples
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
+        """See `Map`; the scale is taken by the weight, which is smaller."""
+        samples, weight = samples.to(grad.dtype), tensors[0].to(grad.dtype) * scale
+        return self._backward(grad, samples, weight, (True, False, False))[0].mul_(samples)
+
+    def gradients(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
+        """Those of weight and bias, as far as they are `needed`, given the weight path of the current."""
+        return tuple(self._backward(grad, samples, weight, (False, *needed))[1:])
+
+    def _backward(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
+        return torch.ops.aten.convolution_backward(
+            grad, samples, weight, (len(weight),), self.stride, self.padding, self.dilation, False,
+            (0,) * len(self.stride), self.groups, needed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,14 +103,65 @@ class ModuleMap:
         current: Tensor = self.module(samples)
         return current
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`; an affine map's derivative does not depend on where it is taken."""
 
         def apply(x: Tensor) -> Tensor:
             return functional_call(self.module, dict(zip(self.names, tensors, strict=True)), x).to(grad.dtype)
 
-        grad_samples: Tensor = vjp(apply, samples)[1](grad)[0]
+        grad_samples: Tensor = vjp(apply, samples)[1](grad)[0] * scale
         return grad_samples * samples if self.by_inputs else grad_samples
+
+
+class _Mapped(Function):
+    """The current of a linear map or a convolution, and what stands for it on the way to the times of earlier spikes.
+
+    The second takes no memory. With `repeats` the inputs are the same at every step and are mapped once.
+    """
+
+    @staticmethod
+    def forward(
+        inputs: Tensor,
+        affine: Linear | Convolution,
+        scale: float,
+        time_axis: int,
+        repeats: bool,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
+        mapped = affine(distinct.flatten(0, 1), weight, bias)
+        shape = *inputs.shape[:2], *mapped.shape[1:]
+        current = mapped.unflatten(0, distinct.shape[:2]).expand(shape) if repeats else mapped.view(shape)
+        return current, mapped.new_zeros(()).expand(shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[5:]):
+            ctx.mark_non_differentiable(output[0])
+        kept, ctx.affine, ctx.scale, ctx.time_axis, ctx.repeats, weight, _ = inputs
+        ctx.save_for_backward(kept, weight)
+
+    @staticmethod
+    @once_differentiable("spiking layers")
+    def backward(
+        ctx: Any, saved: tuple[Tensor, ...], weight_path: Tensor | None, time_path: Tensor | None
+    ) -> Gradients:
+        inputs, weight = saved
+        needed, grad_inputs, gradients = ctx.needs_input_grad, None, (None, None)
+        if time_path is not None and needed[0]:
+            grad = ctx.affine.transpose(time_path.flatten(0, 1), inputs.flatten(0, 1), ctx.scale, weight)
+            grad_inputs = grad.view(inputs.shape).to(inputs.dtype)
+        if weight_path is not None and (needed[5] or needed[6]):
+            if ctx.repeats:
+                weight_path = weight_path.sum(ctx.time_axis, keepdim=True)
+                inputs = inputs.narrow(ctx.time_axis, 0, 1)
+            path = weight_path.flatten(0, 1)
+            samples, narrow = inputs.flatten(0, 1).to(path.dtype), weight.to(path.dtype)  # as under autocast
+            found = ctx.affine.gradients(path, samples, narrow, needed[5:7])
+            gradients = tuple(None if one is None else one.to(weight.dtype) for one in found)
+        return grad_inputs, None, None, None, None, *gradients
 
 
 class _TimePath(Function):
@@ -118,7 +180,7 @@ class _TimePath(Function):
     @once_differentiable("spiking layers")
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
         samples, *tensors = saved
-        grad_samples = ctx.affine.transpose(grad, samples, *tensors) * ctx.scale
+        grad_samples = ctx.affine.transpose(grad, samples, ctx.scale, *tensors)
         return grad_samples.to(samples.dtype), None, None, None, *[None] * len(tensors)
 
 
@@ -184,6 +246,10 @@ def map_inputs(
     split = rules.splits and torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
     # inputs mapped once would receive the gradient of all steps at the first
     repeats = _repeats(inputs, time_axis) and (split or not inputs.requires_grad)
+    scale = rules.time_gradient_scale
+    if split and not isinstance(affine, ModuleMap):
+        both: tuple[Tensor, Tensor] = _Mapped.apply(inputs, affine, scale, time_axis, repeats, *tensors)
+        return both
     distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
     samples = (distinct.detach() if split else distinct).flatten(0, 1)
     mapped = affine(samples, *tensors)
@@ -193,7 +259,7 @@ def map_inputs(
     if not split:
         return current, None
     detached = (None if tensor is None else tensor.detach() for tensor in tensors)
-    earlier = _TimePath.apply(inputs.flatten(0, 1), mapped.detach(), affine, rules.time_gradient_scale, *detached)
+    earlier = _TimePath.apply(inputs.flatten(0, 1), mapped.detach(), affine, scale, *detached)
     return current, earlier.unflatten(0, inputs.shape[:2])
 
 
