@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
+from srm_triton.backend import requested_backend
 from srm_triton.checks import check_number, check_option, check_same, check_size, check_sizes, check_tensor, time_axes
 from srm_triton.functions import Function, Gradients, once_differentiable, transforms_active
-from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
-from srm_triton.parameters import SRMParameters, SRMState, check_parameters
+from srm_triton.ops.srm_scan import Gradient, Scan, Surrogate, check_constants, check_gradient, needs_gradient, scan
+from srm_triton.parameters import SRMParameters, SRMState, check_parameters, unstack_state
 
 InputGradient = Literal["time", "value"]
 
@@ -54,9 +55,13 @@ class Linear:
         """See `Map`."""
         return torch.addmm(grad.new_empty(1), grad, tensors[0].to(grad.dtype), beta=0, alpha=scale)
 
-    def gradients(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
-        """Those of weight and bias, as far as they are `needed`, given the weight path of the current."""
-        return grad.t() @ samples if needed[0] else None, grad.sum(0) if needed[1] else None
+    def derivatives(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
+        """Gradients of samples, weight and bias, as far as they are `needed`, given that of the current."""
+        return (
+            grad @ weight if needed[0] else None,
+            grad.t() @ samples if needed[1] else None,
+            grad.sum(0) if needed[2] else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,9 @@ class Convolution:
         samples, weight = samples.to(grad.dtype), tensors[0].to(grad.dtype) * scale
         return self._backward(grad, samples, weight, (True, False, False))[0].mul_(samples)
 
-    def gradients(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
-        """Those of weight and bias, as far as they are `needed`, given the weight path of the current."""
-        return tuple(self._backward(grad, samples, weight, (False, *needed))[1:])
+    def derivatives(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
+        """See `Linear`."""
+        return tuple(self._backward(grad, samples, weight, needed))
 
     def _backward(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
         return torch.ops.aten.convolution_backward(
@@ -113,55 +118,68 @@ class ModuleMap:
         return grad_samples * samples if self.by_inputs else grad_samples
 
 
-class _Mapped(Function):
-    """The current of a linear map or a convolution, and what stands for it on the way to the times of earlier spikes.
+class _MapAndFire(Function):
+    """A linear map or a convolution and the neurons behind it, which begin at 0.
 
-    The second takes no memory. With `repeats` the inputs are the same at every step and are mapped once.
+    Returns the spikes, the state after the last step, and what the backward needs. With `repeats` the inputs are the
+    same at every step and are mapped once; with `split` they receive the time path, times `scale`.
     """
 
     @staticmethod
     def forward(
         inputs: Tensor,
-        affine: Linear | Convolution,
-        scale: float,
-        time_axis: int,
-        repeats: bool,
         weight: Tensor,
         bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
-        mapped = affine(distinct.flatten(0, 1), weight, bias)
-        shape = *inputs.shape[:2], *mapped.shape[1:]
-        current = mapped.unflatten(0, distinct.shape[:2]).expand(shape) if repeats else mapped.view(shape)
-        return current, mapped.new_zeros(()).expand(shape)
+        constants: Tensor,
+        affine: "Linear | Convolution",
+        scan: Scan,
+        split: bool,
+        scale: float,
+        repeats: bool,
+    ) -> tuple[Tensor, ...]:
+        current = _current(inputs, affine, (weight, bias), scan.time_axis, repeats)
+        return *scan.forward(current, constants, None), current
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        mapped, weight, _, constants, ctx.affine, ctx.scan, ctx.split, ctx.scale, ctx.repeats = inputs
+        kept = output[1 + ctx.scan.return_state :]
+        ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        if not any(ctx.needs_input_grad[5:]):
-            ctx.mark_non_differentiable(output[0])
-        kept, ctx.affine, ctx.scale, ctx.time_axis, ctx.repeats, weight, _ = inputs
-        ctx.save_for_backward(kept, weight)
+        ctx.save_for_backward(mapped, weight, constants, *kept)
 
     @staticmethod
     @once_differentiable("spiking layers")
-    def backward(
-        ctx: Any, saved: tuple[Tensor, ...], weight_path: Tensor | None, time_path: Tensor | None
-    ) -> Gradients:
-        inputs, weight = saved
-        needed, grad_inputs, gradients = ctx.needs_input_grad, None, (None, None)
-        if time_path is not None and needed[0]:
-            grad = ctx.affine.transpose(time_path.flatten(0, 1), inputs.flatten(0, 1), ctx.scale, weight)
-            grad_inputs = grad.view(inputs.shape).to(inputs.dtype)
-        if weight_path is not None and (needed[5] or needed[6]):
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
+        inputs, weight, constants, *kept, current = saved
+        split, axis = ctx.split, ctx.scan.time_axis
+        of_inputs, of_weight, of_bias, of_constants = ctx.needs_input_grad[:4]
+        needed = of_inputs and not split, of_weight, of_bias
+        asked = [any(needed), of_inputs and split, False, of_constants]
+        weight_path, time_path, _, grad_constants = ctx.scan.backward(gradients, current, constants, None, kept, asked)
+        samples, shape = inputs.flatten(0, 1), inputs.shape[:2]
+        dtypes = inputs.dtype, weight.dtype, weight.dtype
+        if samples.dtype != current.dtype or weight.dtype != current.dtype:  # under autocast
+            samples, weight = samples.to(current.dtype), weight.to(current.dtype)
+        found: Gradients = (None, None, None)
+        if weight_path is not None:
+            distinct = samples
             if ctx.repeats:
-                weight_path = weight_path.sum(ctx.time_axis, keepdim=True)
-                inputs = inputs.narrow(ctx.time_axis, 0, 1)
-            path = weight_path.flatten(0, 1)
-            samples, narrow = inputs.flatten(0, 1).to(path.dtype), weight.to(path.dtype)  # as under autocast
-            found = ctx.affine.gradients(path, samples, narrow, needed[5:7])
-            gradients = tuple(None if one is None else one.to(weight.dtype) for one in found)
-        return grad_inputs, None, None, None, None, *gradients
+                weight_path = weight_path.sum(axis, keepdim=True)
+                distinct = samples.unflatten(0, shape).narrow(axis, 0, 1).flatten(0, 1)
+            found = ctx.affine.derivatives(weight_path.flatten(0, 1), distinct, weight, needed)
+        if time_path is not None:
+            found = ctx.affine.transpose(time_path.flatten(0, 1), samples, ctx.scale, weight), *found[1:]
+        if dtypes != (current.dtype,) * 3:
+            found = tuple(None if one is None else one.to(dtype) for one, dtype in zip(found, dtypes, strict=True))
+        grad_inputs = None if found[0] is None else found[0].unflatten(0, shape)
+        return grad_inputs, *found[1:], grad_constants, *[None] * 5
+
+
+def _current(inputs: Tensor, affine: Map, tensors: tuple[Tensor | None, ...], time_axis: int, repeats: bool) -> Tensor:
+    distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
+    current = affine(distinct.flatten(0, 1), *tensors).unflatten(0, distinct.shape[:2])
+    return current.expand(*inputs.shape[:2], *current.shape[2:]) if repeats else current
 
 
 class _TimePath(Function):
@@ -242,30 +260,55 @@ def map_inputs(
         rules: how gradients pass.
         time_axis: 0 or 1.
     """
-    # transforms hide what needs a gradient
-    split = rules.splits and torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
-    # inputs mapped once would receive the gradient of all steps at the first
-    repeats = _repeats(inputs, time_axis) and (split or not inputs.requires_grad)
-    scale = rules.time_gradient_scale
-    if split and not isinstance(affine, ModuleMap):
-        both: tuple[Tensor, Tensor] = _Mapped.apply(inputs, affine, scale, time_axis, repeats, *tensors)
-        return both
-    distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
-    samples = (distinct.detach() if split else distinct).flatten(0, 1)
-    mapped = affine(samples, *tensors)
-    current = mapped.unflatten(0, distinct.shape[:2])
-    if repeats:
-        current = current.expand(*inputs.shape[:2], *mapped.shape[1:])
+    split, repeats = _ways(inputs, rules, time_axis)
+    current = _current(inputs.detach() if split else inputs, affine, tensors, time_axis, repeats)
     if not split:
         return current, None
     detached = (None if tensor is None else tensor.detach() for tensor in tensors)
-    earlier = _TimePath.apply(inputs.flatten(0, 1), mapped.detach(), affine, scale, *detached)
-    return current, earlier.unflatten(0, inputs.shape[:2])
+    mapped, scale = current.detach().flatten(0, 1), rules.time_gradient_scale
+    path = _TimePath.apply(inputs.flatten(0, 1), mapped, affine, scale, *detached)
+    earlier: Tensor = path.unflatten(0, inputs.shape[:2])
+    return current, earlier
+
+
+def _ways(inputs: Tensor, rules: Rules, time_axis: int) -> tuple[bool, bool]:
+    """Whether inputs receive the time path, and whether they are mapped once, as they repeat."""
+    # transforms hide what needs a gradient
+    split = rules.splits and torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
+    # inputs mapped once would receive the gradient of all steps at the first
+    return split, _repeats(inputs, time_axis) and (split or not inputs.requires_grad)
+
+
+def map_and_fire(
+    inputs: Tensor,
+    affine: "Linear | Convolution",
+    tensors: tuple[Tensor | None, ...],
+    rules: Rules,
+    parameters: SRMParameters,
+    *,
+    return_state: bool,
+    batch_first: bool,
+) -> Any:
+    """What `scan` makes of the current of `map_inputs`, for neurons that begin at 0, in fewer steps."""
+    weight, bias = tensors
+    assert weight is not None
+    check_option("return_state", return_state, (False, True))
+    time_axis = 1 if batch_first else 0
+    constants = check_constants(parameters, weight, len(weight))
+    split, repeats = _ways(inputs, rules, time_axis)
+    keep = needs_gradient(inputs, weight, bias, constants)
+    scan = Scan(time_axis, rules.name, rules.output, return_state, keep, requested_backend())
+    if keep:
+        arguments = inputs, weight, bias, constants, affine, scan, split, rules.time_gradient_scale, repeats
+        results: Sequence[Tensor] = _MapAndFire.apply(*arguments)
+    else:
+        results = scan.forward(_current(inputs, affine, tensors, time_axis, repeats), constants, None)
+    return (results[0], unstack_state(results[1])) if return_state else results[0]
 
 
 def _spiking_affine(
     inputs: Tensor,
-    affine: Map,
+    affine: Linear | Convolution,
     weight: Tensor,
     bias: Tensor | None,
     parameters: SRMParameters | None,
@@ -278,12 +321,15 @@ def _spiking_affine(
         check_tensor("bias", bias, "[channels]")
         check_same("bias", bias, "weight", weight)
         check_size("bias", bias, 0, len(weight), "channels of weight")
-    rules = Rules.of(options)
+    rules, parameters = Rules.of(options), check_parameters(parameters)
+    if state is None:
+        flags = {"return_state": return_state, "batch_first": batch_first}
+        return map_and_fire(inputs, affine, (weight, bias), rules, parameters, **flags)
     current, earlier = map_inputs(inputs, affine, (weight, bias), rules, 1 if batch_first else 0)
     return scan(
         current,
         earlier,
-        check_parameters(parameters),
+        parameters,
         state,
         rule=rules.name,
         output=rules.output,
@@ -301,6 +347,8 @@ def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
     """
     inputs = as_floats(inputs, weight.dtype)
     check_tensor("inputs", inputs, axes)
+    if inputs.dtype == weight.dtype and inputs.device == weight.device:
+        return inputs
     kind = inputs.device.type
     if not (kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)):
         check_same("inputs", inputs, "weight", weight)

@@ -31,7 +31,13 @@ def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
         qualified = f"srm_triton::{name}"
         schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(qualified, ("cpu", "cuda"), torch.no_grad()(function))  # exported programs call it directly
+        without_gradients = torch.no_grad()(function)
+
+        def run(*arguments: Any) -> Any:
+            # exported programs call it directly; from autograd functions, which are within no_grad, it costs less
+            return (without_gradients if torch.is_grad_enabled() else function)(*arguments)
+
+        torch.library.impl(qualified, ("cpu", "cuda"), run)
         return getattr(torch.ops.srm_triton, name).default
 
     return define
@@ -74,7 +80,7 @@ def once_differentiable(what: str) -> Callable[[Callable[..., Gradients]], Calla
 
     def decorate(rule: Callable[..., Gradients]) -> Callable[..., Gradients]:
         def backward(ctx: Any, *gradients: Tensor) -> Gradients:
-            if all(gradient is None for gradient in gradients):  # nothing depends on the results
+            if not [None for gradient in gradients if gradient is not None]:  # nothing depends on the results
                 return (None,) * len(ctx.needs_input_grad)
             saved = ctx.saved_tensors
             if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled by create_graph=True

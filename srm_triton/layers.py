@@ -1,11 +1,12 @@
 """Spiking layers as `torch.nn` modules: an affine map and SRM neurons behind it; the mathematics is elsewhere."""
 
 from collections.abc import Iterable
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeGuard, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from srm_triton.affine import (
     Convolution,
@@ -15,6 +16,7 @@ from srm_triton.affine import (
     ModuleMap,
     Rules,
     as_floats,
+    map_and_fire,
     map_inputs,
     prepare_inputs,
 )
@@ -107,12 +109,23 @@ class SRMLayer(nn.Module):
             state: what the neurons begin with, each tensor as the spikes without time; None for 0.
             return_state: whether to return the state too.
         """
-        current, earlier = self._currents(inputs)
+        inputs, affine, tensors = self._prepare(inputs)
+        if state is None and self._joins(affine):
+            flags = {"return_state": return_state, "batch_first": self.batch_first}
+            return map_and_fire(inputs, affine, tensors, self.rules, self.neuron.srm_parameters, **flags)
+        current, earlier = map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
         return self.fire(current, state, earlier=earlier, return_state=return_state)
+
+    def _joins(self, affine: Map) -> TypeGuard[Linear | Convolution]:
+        """Whether map and neurons may be one operation, as nobody sees the current between them."""
+        neuron = self.neuron
+        hooks = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks or _has_any_global_hook()
+        usual = type(self).fire is SRMLayer.fire and type(neuron) is SRMNeuron
+        return isinstance(affine, Linear | Convolution) and usual and not hooks
 
     def current(self, inputs: Tensor) -> Tensor:
         """The input current of the neurons, W·inputs + b, in the shape of the spikes."""
-        return self._currents(inputs)[0]
+        return map_inputs(*self._prepare(inputs), self.rules, 1 if self.batch_first else 0)[0]
 
     def fire(
         self,
@@ -125,9 +138,9 @@ class SRMLayer(nn.Module):
         """What `forward` returns for this current; `earlier`, in its shape, receives the time path."""
         return self.neuron(current, state, earlier=earlier, return_state=return_state)
 
-    def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        inputs, affine, tensors = self._map(inputs)
-        return map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
+    def _prepare(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
+        """What `_map` returns, once the layer is ready for it."""
+        return self._map(inputs)
 
 
 class SRMAffine(SRMLayer):
@@ -252,10 +265,10 @@ class WeightedLayer(SRMLayer):
             deviation = 1.0 if self.narrow or self.norm_weight is not None else self.weight[0].numel() ** -0.5
             nn.init.normal_(self.bias, std=0.3 * deviation)
 
-    def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _prepare(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
         if self.carry_scale and self.training and not transforms_active():  # which allow no changes; it fires the same
             self._carry()
-        return super()._currents(inputs)
+        return super()._prepare(inputs)
 
     @torch.no_grad()
     def _carry(self) -> None:

@@ -164,20 +164,17 @@ class SRMParameters:
         kept: dict[Any, tuple[list[Any], Tensor]] | None = self._packed  # type: ignore[attr-defined]
         if traced() or kept is None:
             return _pack(values, *key)
+        found = kept.get(key)
+        if found is not None and _same(values, found[0]):
+            return found[1]
         if any(value.device.type != "cpu" for value in values):
             return _pack(values, *key)
+        self.check()
         if any(value.requires_grad for value in values):
-            self.check()
             return _pack(values, *key)
-        seen, packed = kept.get(key, ([], values[0]))
-        # by value, as what is written through .data or by other processes counts no version
-        if not seen or not all(
-            v.item() == s if v.dim() == 0 else torch.equal(v, s) for v, s in zip(values, seen, strict=True)
-        ):
-            self.check()
-            with torch.inference_mode(False), torch.no_grad():  # it may serve in training next
-                packed = _pack(values, *key)
-            kept[key] = [value.clone() if value.dim() else value.item() for value in values], packed
+        with torch.inference_mode(False), torch.no_grad():  # it may serve in training next
+            packed = _pack(values, *key)
+        kept[key] = [value.clone() if value.dim() else value.item() for value in values], packed
         return packed
 
     def __eq__(self, other: object) -> bool:
@@ -194,6 +191,16 @@ class SRMParameters:
     def _values(self) -> tuple[Any, ...]:
         values = ("meta" if value.is_meta else value.tolist() for value in _tensors(self))
         return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _same(values: tuple[Tensor, ...], seen: list[Any]) -> bool:
+    """Whether constants have the values seen, by looking: writing through .data or in a process counts no version."""
+    for value, before in zip(values, seen, strict=True):
+        if value.requires_grad or not value.is_cpu:
+            return False
+        if not (torch.equal(value, before) if value.dim() else value.item() == before):
+            return False
+    return True
 
 
 def _pack(values: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
