@@ -149,7 +149,7 @@ def _prepare(
     return x, unstack_state(state), _Constants(*constants.view(*constants.shape, *[1] * behind).unbind(0))
 
 
-# Custom ops. They return what is `asked` for, and nothing else. `constants` is [8, 1 or channels], a state
+# Custom ops. `constants` is [8, 1 or channels], a state
 # [3, *neurons] with the neurons of a step, which are the axes of the current but time.
 
 
@@ -281,8 +281,11 @@ def _scan_backward(
     gradient: str,
     asked: Sequence[bool],
     backend: str,
-) -> list[Tensor]:
-    """Weight path, time path, gradients of the initial state and of the constants, as far as they are `asked` for."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight path, time path, gradients of the initial state and of the constants, as far as they are `asked` for.
+
+    The others have no elements; a list would not run where PyTorch batches gradients.
+    """
     scanned = current, constants, initial, events, checkpoints
     outputs = _allocate_backward(grad_spikes, grad_final, *scanned, time_axis, gradient, asked, backend)
     weight_path, time_path, grad_initial, grad_constants = by_name(outputs, asked)
@@ -327,30 +330,30 @@ def _scan_backward(
 
 def by_name(results: Sequence[Tensor], asked: Sequence[bool]) -> list[Any]:
     """What `_scan_backward` returns, None for what was not `asked` for."""
-    found = iter(results)
-    return [next(found) if wanted else None for wanted in asked]
+    return [result if wanted else None for result, wanted in zip(results, asked, strict=True)]
 
 
 @fake_of(_scan_backward)
 def _allocate_backward(
     grad_spikes: Tensor, grad_final: Tensor | None, current: Tensor, constants: Tensor, *others: Any
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *_, time_axis, _, asked, _ = others
-    outputs = [torch.empty_like(current) for wanted in asked[:2] if wanted]
-    if asked[2]:
-        outputs.append(constants.new_empty((3, *_neurons(current, time_axis))))
-    if asked[3]:
-        outputs.append(torch.empty_like(constants))
-    return outputs
+    return (
+        torch.empty_like(current) if asked[0] else current.new_empty(0),
+        torch.empty_like(current) if asked[1] else current.new_empty(0),
+        constants.new_empty((3, *_neurons(current, time_axis)) if asked[2] else 0),
+        torch.empty_like(constants) if asked[3] else constants.new_empty(0),
+    )
 
 
-def _map(op: Any, channel_axes: Sequence[int], result_axes: Callable[..., Sequence[int]]) -> None:
+def _map(op: Any, channel_axes: Sequence[int], result_axes: Callable[..., Sequence[int | None]]) -> None:
     """Teaches an op to run under `torch.vmap`: the mapped neurons stand side by side, as more channels of one scan.
 
     Args:
         op: the op, whose first arguments are tensors.
         channel_axes: where each of these has its channels, if it has any.
-        result_axes: the same of the results, given the other arguments; −1 for the gradient of the constants.
+        result_axes: the same of the results, given the other arguments; −1 for the gradient of the constants, None for
+            one without elements.
     """
     position = 2 if op is _scan_backward else 0  # of the current; the constants come next
 
@@ -373,19 +376,19 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Callable[..., Sequen
         results = op(*map(join, tensors, channel_axes), *arguments[count:])
         kind = type(results)
         results, axes = list(results), result_axes(*arguments[count:])[: len(results)]
-        places = [1 if axis < 0 else axis for axis in axes]
+        places = [1 if axis == -1 else axis for axis in axes]
         for number, (axis, place) in enumerate(zip(axes, places, strict=True)):
-            if current.dim() > 3 or axis < 0:
+            if axis is not None and (current.dim() > 3 or axis == -1):
                 results[number] = results[number].unflatten(place, (size, channels))
-            if axis < 0 and constants.shape[2] == 1:
+            if axis == -1 and constants.shape[2] == 1:
                 results[number] = results[number].sum(2, keepdim=True)
         return kind(results), kind(places)
 
     torch.library.register_vmap(op, mapped)
 
 
-def _axes_of_paths(time_axis: int, gradient: str, asked: Sequence[bool], backend: str) -> list[int]:
-    return [axis for axis, wanted in zip((2, 2, 2, -1), asked, strict=True) if wanted]
+def _axes_of_paths(time_axis: int, gradient: str, asked: Sequence[bool], backend: str) -> list[int | None]:
+    return [axis if wanted else None for axis, wanted in zip((2, 2, 2, -1), asked, strict=True)]
 
 
 _map(_scan, (2, 1, 2), lambda time_axis, asked, backend: [2, *[2] * asked[0], *[1] * asked[1], 3])
