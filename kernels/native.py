@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import SRM_SCAN_RISE, SRM_SCAN_RULES
+from . import MOST_LEVELS, SRM_SCAN_RISE, SRM_SCAN_RULES
 from .layout import NeuronOrder, outer_time_inner, rows_of
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
@@ -58,7 +58,13 @@ class _Poisson(ctypes.Structure):
     )
 
 
-_STRUCTURES = {"srm_scan": _Scan, "shrink": _Step, "poisson": _Poisson}
+class _Levels(ctypes.Structure):
+    """`Levels` of levels.c, field by field."""
+
+    _fields_ = _fields((ctypes.c_int64, "count bits levels"), (ctypes.c_void_p, "values table codes"))
+
+
+_STRUCTURES = {"srm_scan": _Scan, "shrink": _Step, "poisson": _Poisson, "levels": _Levels}
 
 
 def _path() -> str | None:
@@ -321,7 +327,10 @@ def _number_of_threads(x: torch.Tensor) -> int:
 
 @functools.cache
 def _function(stem: str, dtype: torch.dtype) -> Any:
-    function = getattr(_library(), f"{stem}_{'double' if dtype == torch.float64 else 'float'}")
+    kind = (
+        f"uint{8 * dtype.itemsize}_t" if stem.startswith("levels") else "double" if dtype == torch.float64 else "float"
+    )
+    function = getattr(_library(), f"{stem}_{kind}")
     function.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint
     return function
 
@@ -376,3 +385,28 @@ def poisson_columns(
         samples * channels, channels, height, columns, *map(_pointer, (reach, decay, gain, cycle, values))
     )
     _run("poisson_columns", poisson, values.dtype, _number_of_threads(values))
+
+
+def _levels(direction: str, values: torch.Tensor, table: torch.Tensor, codes: torch.Tensor | None, bits: int) -> int:
+    argument = _Levels(values.numel(), bits, len(table), values.data_ptr(), table.data_ptr(), _pointer(codes))
+    _run(f"levels_{direction}", argument, values.dtype, 1)
+    return int(argument.levels)
+
+
+def find_levels(values: torch.Tensor) -> torch.Tensor | None:
+    """The different values of a dense tensor, in the order of memory; None for more than `MOST_LEVELS`."""
+    table = values.new_empty(MOST_LEVELS)
+    found = _levels("find", values, table, None, 0)
+    return table[:found].clone() if found <= MOST_LEVELS else None
+
+
+def encode_levels(values: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
+    """The numbers of the values in the table, of `bits` each, the first in the lowest bits of a byte; uint8."""
+    codes = values.new_empty(-(-values.numel() * bits // 8), dtype=torch.uint8)
+    _levels("encode", values, table, codes, bits)
+    return codes
+
+
+def decode_levels(values: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bits: int) -> None:
+    """Fills dense `values` with those that `encode_levels` took."""
+    _levels("decode", values, table, codes, bits)

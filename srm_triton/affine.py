@@ -14,8 +14,9 @@ Source: the code of Zhu et al., NeurIPS 2022 and 2023.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,18 @@ from torch.func import functional_call, vjp
 
 from srm_triton.backend import requested_backend
 from srm_triton.checks import check_number, check_option, check_same, check_size, check_sizes, check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable, transforms_active
-from srm_triton.ops.srm_scan import Gradient, Scan, Surrogate, check_constants, check_gradient, needs_gradient, scan
-from srm_triton.parameters import SRMParameters, SRMState, check_parameters, unstack_state
+from srm_triton.functions import (
+    Function,
+    Gradients,
+    once_differentiable,
+    refuse_random_numbers,
+    traced,
+    transforms_active,
+)
+from srm_triton.levels import KEEPS, Keep, decode, encode, mark
+from srm_triton.ops.srm_scan import Gradient, Scan, Surrogate, check_fits, check_gradient, needs_gradient
+from srm_triton.parameters import SRMParameters, SRMState, check_parameters, stack_state, unstack_state
+from srm_triton.precision import as_autocast, autocast_of
 
 InputGradient = Literal["time", "value"]
 
@@ -42,6 +52,9 @@ class Map(Protocol):
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """The time path of the samples, given that of the current, times `scale`."""
 
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
+        """Gradients of the samples and of each tensor, as far as they are `needed`, given that of the current."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -55,10 +68,10 @@ class Linear:
         """See `Map`."""
         return torch.addmm(grad.new_empty(1), grad, tensors[0].to(grad.dtype), beta=0, alpha=scale)
 
-    def derivatives(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
-        """Gradients of samples, weight and bias, as far as they are `needed`, given that of the current."""
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
+        """See `Map`."""
         return (
-            grad @ weight if needed[0] else None,
+            grad @ tensors[0] if needed[0] else None,
             grad.t() @ samples if needed[1] else None,
             grad.sum(0) if needed[2] else None,
         )
@@ -83,9 +96,9 @@ class Convolution:
         samples, weight = samples.to(grad.dtype), tensors[0].to(grad.dtype) * scale
         return self._backward(grad, samples, weight, (True, False, False))[0].mul_(samples)
 
-    def derivatives(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients:
-        """See `Linear`."""
-        return tuple(self._backward(grad, samples, weight, needed))
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
+        """See `Map`."""
+        return tuple(self._backward(grad, samples, tensors[0], needed))
 
     def _backward(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
         return torch.ops.aten.convolution_backward(
@@ -117,69 +130,145 @@ class ModuleMap:
         grad_samples: Tensor = vjp(apply, samples)[1](grad)[0] * scale
         return grad_samples * samples if self.by_inputs else grad_samples
 
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
+        """See `Map`; the module runs once more."""
+        with torch.enable_grad():
+            leaves = [
+                tensor.detach().requires_grad_(wanted)
+                for tensor, wanted in zip((samples, *tensors), needed, strict=True)
+            ]
+            current = functional_call(self.module, dict(zip(self.names, leaves[1:], strict=True)), leaves[0])
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(current, wanted, grad.to(current.dtype), allow_unused=True))
+        return tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+class _Joint(NamedTuple):
+    """How a map and its neurons run, the same in both directions."""
+
+    affine: Map
+    scan: Scan
+    split: bool
+    """Whether the inputs receive the time path."""
+    scale: float
+    """What that is multiplied by."""
+    repeats: bool
+    """Whether the inputs are the same at every step, and mapped once."""
+    lean: bool
+    """Whether inputs are kept in their levels, and the current is computed again."""
+    autocast: torch.dtype | None
+    """What products are converted to."""
+
 
 class _MapAndFire(Function):
-    """A linear map or a convolution and the neurons behind it, which begin at 0.
+    """An affine map and the neurons behind it.
 
-    Returns the spikes, the state after the last step, and what the backward needs. With `repeats` the inputs are the
-    same at every step and are mapped once; with `split` they receive the time path, times `scale`.
+    Returns the spikes, the state after the last step, and what the backward needs.
     """
 
     @staticmethod
     def forward(
-        inputs: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        constants: Tensor,
-        affine: "Linear | Convolution",
-        scan: Scan,
-        split: bool,
-        scale: float,
-        repeats: bool,
+        inputs: Tensor, constants: Tensor, initial: Tensor | None, how: _Joint, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        current = _current(inputs, affine, (weight, bias), scan.time_axis, repeats)
-        return *scan.forward(current, constants, None), current
+        again = how.lean and isinstance(how.affine, ModuleMap)
+        with refuse_random_numbers("affine with keep='spikes'", inputs.device) if again else nullcontext():
+            current = _current(inputs, how.affine, tensors, how.scan.time_axis, how.repeats)
+        check_fits(current, constants, initial, how.scan.time_axis)
+        results = how.scan.forward(current, constants, initial)
+        return tuple(results) if how.lean else (*results, current)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        mapped, weight, _, constants, ctx.affine, ctx.scan, ctx.split, ctx.scale, ctx.repeats = inputs
-        kept = output[1 + ctx.scan.return_state :]
+        mapped, constants, initial, ctx.how, *tensors = inputs
+        kept = output[1 + ctx.how.scan.return_state :]
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mapped, weight, constants, *kept)
+        ctx.count = len(tensors)
+        if ctx.how.lean:
+            saved, ctx.form = encode(mapped)
+            ctx.save_for_backward(constants, initial, *tensors, *kept, *saved)
+        else:
+            ctx.save_for_backward(constants, initial, *tensors, *kept, mapped)
 
     @staticmethod
     @once_differentiable("spiking layers")
     def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
-        inputs, weight, constants, *kept, current = saved
-        split, axis = ctx.split, ctx.scan.time_axis
-        of_inputs, of_weight, of_bias, of_constants = ctx.needs_input_grad[:4]
-        needed = of_inputs and not split, of_weight, of_bias
-        asked = [any(needed), of_inputs and split, False, of_constants]
-        weight_path, time_path, _, grad_constants = ctx.scan.backward(gradients, current, constants, None, kept, asked)
-        samples, shape = inputs.flatten(0, 1), inputs.shape[:2]
-        dtypes = inputs.dtype, weight.dtype, weight.dtype
-        if samples.dtype != current.dtype or weight.dtype != current.dtype:  # under autocast
-            samples, weight = samples.to(current.dtype), weight.to(current.dtype)
-        found: Gradients = (None, None, None)
+        how: _Joint = ctx.how
+        axis = how.scan.time_axis
+        constants, initial, *rest = saved
+        tensors, rest = rest[: ctx.count], rest[ctx.count :]
+        if how.lean:
+            coded = 1 if ctx.form is None else 2
+            kept, inputs = rest[:-coded], decode(rest[-coded:], ctx.form)
+            with torch.no_grad(), as_autocast(inputs, how.autocast):
+                current = _current(inputs, how.affine, tuple(tensors), axis, how.repeats)
+        else:
+            *kept, current, inputs = rest
+        of_inputs, of_constants, of_initial, _, *of_tensors = ctx.needs_input_grad
+        needed = of_inputs and not how.split, *of_tensors
+        asked = [any(needed), of_inputs and how.split, of_initial, of_constants]
+        paths = how.scan.backward(gradients, current, constants, initial, kept, asked)
+        weight_path, time_path, grad_initial, grad_constants = paths
+        samples, shape, dtype = inputs.flatten(0, 1), inputs.shape[:2], current.dtype
+        originals = inputs, *tensors
+        if samples.dtype != dtype or tensors[0] is None or tensors[0].dtype != dtype:  # under autocast
+            samples = samples.to(dtype)
+            tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+        found: Gradients = (None,) * len(needed)
         if weight_path is not None:
             distinct = samples
-            if ctx.repeats:
+            if how.repeats:
                 weight_path = weight_path.sum(axis, keepdim=True)
                 distinct = samples.unflatten(0, shape).narrow(axis, 0, 1).flatten(0, 1)
-            found = ctx.affine.derivatives(weight_path.flatten(0, 1), distinct, weight, needed)
+            found = how.affine.derivatives(weight_path.flatten(0, 1), distinct, needed, *tensors)
         if time_path is not None:
-            found = ctx.affine.transpose(time_path.flatten(0, 1), samples, ctx.scale, weight), *found[1:]
-        if dtypes != (current.dtype,) * 3:
-            found = tuple(None if one is None else one.to(dtype) for one, dtype in zip(found, dtypes, strict=True))
-        grad_inputs = None if found[0] is None else found[0].unflatten(0, shape)
-        return grad_inputs, *found[1:], grad_constants, *[None] * 5
+            found = how.affine.transpose(time_path.flatten(0, 1), samples, how.scale, *tensors), *found[1:]
+        given = [None if g is None else _as(g, o) for g, o in zip(found, originals, strict=True)]
+        grad_inputs = None if given[0] is None else given[0].unflatten(0, shape)
+        return grad_inputs, grad_constants, grad_initial, None, *given[1:]
+
+
+def _as(gradient: Tensor, like: Tensor | None) -> Tensor:
+    return gradient if like is None or gradient.dtype == like.dtype else gradient.to(like.dtype)
 
 
 def _current(inputs: Tensor, affine: Map, tensors: tuple[Tensor | None, ...], time_axis: int, repeats: bool) -> Tensor:
     distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
     current = affine(distinct.flatten(0, 1), *tensors).unflatten(0, distinct.shape[:2])
     return current.expand(*inputs.shape[:2], *current.shape[2:]) if repeats else current
+
+
+class _KeptLinear(Function):
+    """A matrix product that keeps its inputs in the levels of spikes."""
+
+    @staticmethod
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(inputs, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        saved, ctx.form = encode(inputs[0])
+        ctx.save_for_backward(inputs[1], *saved)
+
+    @staticmethod
+    @once_differentiable("layers with keep='spikes'")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
+        weight, *coded = saved
+        inputs = decode(tuple(coded), ctx.form)
+        path, samples = grad.flatten(0, 1), inputs.flatten(0, 1).to(grad.dtype)
+        found = Linear().derivatives(path, samples, ctx.needs_input_grad, weight.to(grad.dtype))
+        grad_inputs, *others = (
+            None if g is None else _as(g, o) for g, o in zip(found, (inputs, weight, weight), strict=True)
+        )
+        return None if grad_inputs is None else grad_inputs.view(inputs.shape), *others
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, keep: Keep) -> Tensor:
+    """`torch.nn.functional.linear` of [batch, time, in_features], with `keep` as in `SRMLayer`."""
+    if keep == "current" or traced() or not needs_gradient(inputs, weight, bias):
+        return F.linear(inputs, weight, bias)
+    result: Tensor = _KeptLinear.apply(inputs, weight, bias)
+    return result
 
 
 class _TimePath(Function):
@@ -216,12 +305,14 @@ class Rules:
     output: bool = False
     input_gradient: InputGradient = "time"
     time_gradient_scale: float = 0.85
+    keep: Keep = "current"
 
     def __post_init__(self) -> None:
         check_gradient(self.gradient, self.surrogate)
         check_option("output", self.output, (False, True))
         check_option("input_gradient", self.input_gradient, get_args(InputGradient))
         check_number("time_gradient_scale", self.time_gradient_scale, 0)
+        check_option("keep", self.keep, KEEPS)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Rules":
@@ -281,29 +372,36 @@ def _ways(inputs: Tensor, rules: Rules, time_axis: int) -> tuple[bool, bool]:
 
 def map_and_fire(
     inputs: Tensor,
-    affine: "Linear | Convolution",
+    affine: Map,
     tensors: tuple[Tensor | None, ...],
     rules: Rules,
     parameters: SRMParameters,
+    state: SRMState | None = None,
     *,
     return_state: bool,
     batch_first: bool,
 ) -> Any:
-    """What `scan` makes of the current of `map_inputs`, for neurons that begin at 0, in fewer steps."""
-    weight, bias = tensors
-    assert weight is not None
+    """What `scan` makes of the current of `map_inputs`, in fewer steps; with ``keep="spikes"`` in less memory.
+
+    Compiled code and transforms of `torch.func` keep the current in either case.
+    """
     check_option("return_state", return_state, (False, True))
     time_axis = 1 if batch_first else 0
-    constants = check_constants(parameters, weight, len(weight))
+    constants, initial = parameters.pack(inputs), stack_state(state, inputs)
     split, repeats = _ways(inputs, rules, time_axis)
-    keep = needs_gradient(inputs, weight, bias, constants)
+    keep = needs_gradient(inputs, constants, initial, *tensors)
     scan = Scan(time_axis, rules.name, rules.output, return_state, keep, requested_backend())
     if keep:
-        arguments = inputs, weight, bias, constants, affine, scan, split, rules.time_gradient_scale, repeats
-        results: Sequence[Tensor] = _MapAndFire.apply(*arguments)
+        lean = rules.keep == "spikes" and not traced()
+        converted = autocast_of(inputs) if lean else None
+        how = _Joint(affine, scan, split, rules.time_gradient_scale, repeats, lean, converted)
+        results: Sequence[Tensor] = _MapAndFire.apply(inputs, constants, initial, how, *tensors)
     else:
-        results = scan.forward(_current(inputs, affine, tensors, time_axis, repeats), constants, None)
-    return (results[0], unstack_state(results[1])) if return_state else results[0]
+        current = _current(inputs, affine, tensors, time_axis, repeats)
+        check_fits(current, constants, initial, time_axis)
+        results = scan.forward(current, constants, initial)
+    spikes = mark(results[0]) if rules.keep == "spikes" else results[0]
+    return (spikes, unstack_state(results[1])) if return_state else spikes
 
 
 def _spiking_affine(
@@ -322,20 +420,8 @@ def _spiking_affine(
         check_same("bias", bias, "weight", weight)
         check_size("bias", bias, 0, len(weight), "channels of weight")
     rules, parameters = Rules.of(options), check_parameters(parameters)
-    if state is None:
-        flags = {"return_state": return_state, "batch_first": batch_first}
-        return map_and_fire(inputs, affine, (weight, bias), rules, parameters, **flags)
-    current, earlier = map_inputs(inputs, affine, (weight, bias), rules, 1 if batch_first else 0)
-    return scan(
-        current,
-        earlier,
-        parameters,
-        state,
-        rule=rules.name,
-        output=rules.output,
-        return_state=return_state,
-        batch_first=batch_first,
-    )
+    flags = {"return_state": return_state, "batch_first": batch_first}
+    return map_and_fire(inputs, affine, (weight, bias), rules, parameters, state, **flags)
 
 
 def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
@@ -389,7 +475,7 @@ def srm_linear(
         bias: [out_features], or None.
         return_state: whether to return the state after the last step too.
         batch_first: False for inputs and spikes as [time, batch, ...].
-        **rules: `gradient`, `surrogate`, `output`, `input_gradient` and `time_gradient_scale`, as in `SRMLayer`.
+        **rules: `gradient`, `surrogate`, `output`, `input_gradient`, `time_gradient_scale`, `keep`, as in `SRMLayer`.
 
     Returns:
         Spikes, [batch, time, out_features], and with `return_state` the state.

@@ -1,6 +1,8 @@
 """Custom ops, and autograd functions that give a first gradient only, also for the transforms of `torch.func`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -63,6 +65,22 @@ class Function(torch.autograd.Function):
             return super().apply(*arguments)
         # PyTorch would first bind the arguments to their names, a fifth of the time of a small layer
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
+
+
+@contextmanager
+def refuse_random_numbers(what: str, device: torch.device) -> Iterator[None]:
+    """Raises an error if the block draws random numbers from PyTorch's own generators.
+
+    Raises:
+        RuntimeError: if it does; it says `what` must not.
+    """
+    states = [torch.get_rng_state]
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():  # the state is on the host
+        states.append(partial(torch.cuda.get_rng_state, device))
+    before = [state() for state in states]
+    yield
+    if not all(torch.equal(state(), one) for state, one in zip(states, before, strict=True)):
+        raise RuntimeError(f"{what} must compute the same again, but it draws random numbers")
 
 
 def keep_results(ctx: Any, results: tuple[Tensor, ...]) -> None:

@@ -1,7 +1,7 @@
 """Spiking layers as `torch.nn` modules: an affine map and SRM neurons behind it; the mathematics is elsewhere."""
 
 from collections.abc import Iterable
-from typing import Any, TypedDict, TypeGuard, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from srm_triton.affine import (
 )
 from srm_triton.checks import check_number, check_option, check_size, check_sizes, time_axes
 from srm_triton.functions import transforms_active
+from srm_triton.levels import Keep
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import Gradient, Surrogate
@@ -41,6 +42,7 @@ class LayerOptions(TypedDict, total=False):
     output: bool
     input_gradient: InputGradient
     time_gradient_scale: float
+    keep: Keep
     batch_first: bool
 
 
@@ -58,6 +60,10 @@ class SRMLayer(nn.Module):
         input_gradient: what inputs receive from the event rule: ``"time"``, for spikes, the gradient with respect to
             their times; ``"value"``, for what ordinary layers computed, such as an encoder, the derivative.
         time_gradient_scale: factor on the gradient to the inputs' spike times.
+        keep: what the backward of the layer holds on to: ``"current"``, the input current, with the inputs as they are;
+            or ``"spikes"``, for long sequences and large networks, the inputs in the few levels that spikes have (one
+            bit; see `srm_triton.levels`), from which it computes the current again, one map more. Gradients are the
+            same bit for bit. Compiled code and transforms of `torch.func` keep the current.
         batch_first: False for [time, batch, ...].
 
     Attributes:
@@ -110,18 +116,18 @@ class SRMLayer(nn.Module):
             return_state: whether to return the state too.
         """
         inputs, affine, tensors = self._prepare(inputs)
-        if state is None and self._joins(affine):
+        if self._joins(affine):
             flags = {"return_state": return_state, "batch_first": self.batch_first}
-            return map_and_fire(inputs, affine, tensors, self.rules, self.neuron.srm_parameters, **flags)
+            return map_and_fire(inputs, affine, tensors, self.rules, self.neuron.srm_parameters, state, **flags)
         current, earlier = map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
         return self.fire(current, state, earlier=earlier, return_state=return_state)
 
-    def _joins(self, affine: Map) -> TypeGuard[Linear | Convolution]:
+    def _joins(self, affine: Map) -> bool:
         """Whether map and neurons may be one operation, as nobody sees the current between them."""
         neuron = self.neuron
         hooks = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks or _has_any_global_hook()
         usual = type(self).fire is SRMLayer.fire and type(neuron) is SRMNeuron
-        return isinstance(affine, Linear | Convolution) and usual and not hooks
+        return usual and not hooks and (isinstance(affine, Linear | Convolution) or self.rules.keep == "spikes")
 
     def current(self, inputs: Tensor) -> Tensor:
         """The input current of the neurons, W·inputs + b, in the shape of the spikes."""
@@ -192,11 +198,13 @@ class SRMAffine(SRMLayer):
         named = dict(self.affine.named_parameters())
         inputs = as_floats(inputs, torch.get_default_dtype()) if not named else inputs
         inputs = prepare_inputs(inputs, next(iter(named.values()), inputs), time_axes(self.batch_first, "..."))
-        for module in self.affine.modules() if self.rules.splits else ():
+        again = self.rules.keep == "spikes"
+        for module in self.affine.modules() if self.rules.splits or again else ():
             if module.training and isinstance(module, NOT_AFFINE):
+                way = 'keep="current" and ' if again else ""
                 raise TypeError(
                     f"affine must be affine in its inputs, got {type(module).__name__} in training; put it into "
-                    'evaluation, or choose gradient="surrogate" or input_gradient="value"'
+                    f'evaluation, or choose {way}gradient="surrogate" or input_gradient="value"'
                 )
         return inputs, ModuleMap(self.affine, tuple(named), self.by_inputs), tuple(named.values())
 

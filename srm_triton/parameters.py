@@ -288,12 +288,12 @@ def check_parameters(parameters: SRMParameters | None) -> SRMParameters:
     return parameters
 
 
-def check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
-    """The three tensors of a state as one, [3, batch, ...], made for `current`.
+def stack_state(state: Any, like: Tensor) -> Tensor | None:
+    """The three tensors of a state as one, [3, batch, ...], for neurons computed in the type of `like`.
 
     Raises:
         TypeError: for anything but an `SRMState` of the right dtype, or None.
-        ValueError: for another shape, device or layout.
+        ValueError: for different shapes, or another device or layout.
     """
     if state is None:
         return None
@@ -304,23 +304,37 @@ def check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
         )
     if not isinstance(state, tuple) or len(state) != 3 or not all(isinstance(part, Tensor) for part in state):
         raise TypeError(f"state must be an SRMState of three tensors or None, got {type(state).__name__}")
-    dtype = accumulator_dtype(current.dtype)
-    shape = [*current.shape[:time_axis], *current.shape[time_axis + 1 :]]
+    dtype = accumulator_dtype(like.dtype)
     for name, part in zip(SRMState._fields, state, strict=True):
         if part.dtype != dtype:
-            raise TypeError(f"state.{name} must have the dtype {dtype} (current is {current.dtype}), got {part.dtype}")
+            raise TypeError(f"state.{name} must have the dtype {dtype} (current is {like.dtype}), got {part.dtype}")
         if part.layout != torch.strided:
             raise ValueError(f"state.{name} must be a dense tensor, got one of {part.layout}")
-        if list(part.shape) != shape:
+        if part.shape != state[0].shape:
             raise ValueError(
-                f"state.{name} must have the shape {shape}, that of current without time, got {list(part.shape)}"
+                f"state.{name} must have the shape {list(state[0].shape)} of state.membrane, got {list(part.shape)}"
             )
-        if part.device != current.device:
-            raise ValueError(f"state.{name} must be on the device of current, {current.device}, got {part.device}")
+        if part.device != like.device:
+            raise ValueError(f"state.{name} must be on the device of current, {like.device}, got {part.device}")
     return torch.stack(tuple(state))
 
 
+def check_shape(stacked: Tensor | None, current: Tensor, time_axis: int) -> None:
+    """Checks that a state which `stack_state` made is one of the neurons of a current.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if stacked is None:
+        return
+    shape = [*current.shape[:time_axis], *current.shape[time_axis + 1 :]]
+    if list(stacked.shape[1:]) != shape:
+        raise ValueError(
+            f"state.membrane must have the shape {shape}, that of current without time, got {list(stacked.shape[1:])}"
+        )
+
+
 def unstack_state(state: Tensor) -> SRMState:
-    """The state that `check_state` made one tensor of."""
+    """The state that `stack_state` made one tensor of."""
     parts: Sequence[Tensor] = state.unbind(0)
     return SRMState(*parts)

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.affine import as_floats
-from srm_triton.checks import check_sizes, check_tensor
-from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.checks import check_option, check_sizes, check_tensor
+from srm_triton.functions import Function, Gradients, once_differentiable, traced
+from srm_triton.levels import KEEPS, Keep, decode, encode, mark, parts_of
 from srm_triton.ops.srm_scan import Gradient, check_gradient
 
 
@@ -28,6 +29,32 @@ class _ShareByActivity(Function):
         return (torch.where(average == 0, 0, grad / average),)
 
 
+class _KeptPool(Function):
+    """The average and its gradient, of which only the average is kept, in the levels that it has."""
+
+    @staticmethod
+    def forward(images: Tensor, window: tuple[tuple[int, ...], ...], shares: bool) -> Tensor:
+        return F.avg_pool2d(images, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        images, ctx.window, ctx.shares = inputs
+        ctx.shape, ctx.stride = images.shape, images.stride()
+        if ctx.shares:
+            saved, ctx.form = encode(output)
+            ctx.save_for_backward(*saved)
+
+    @staticmethod
+    @once_differentiable("SpikeAvgPool2d")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
+        if ctx.shares:
+            average = decode(saved, ctx.form)
+            grad = torch.where(average == 0, 0, grad / average)
+        like = torch.empty_strided(ctx.shape, ctx.stride, dtype=grad.dtype, device=grad.device)  # not looked at
+        images: Tensor = torch.ops.aten.avg_pool2d_backward(grad, like, *ctx.window, False, True, None)
+        return images, None, None
+
+
 class SpikeAvgPool2d(nn.Module):
     """Average pooling that keeps the sum of a window's gradients to spike times.
 
@@ -40,6 +67,8 @@ class SpikeAvgPool2d(nn.Module):
         stride: step of the window; None stands for `kernel_size`.
         padding: zeros around the input.
         gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in the layers around it.
+        keep: ``"current"``, or ``"spikes"`` to keep for the backward only the averages, in the few levels that they
+            have; as in `SRMLayer`.
 
     Shape:
         [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
@@ -61,22 +90,32 @@ class SpikeAvgPool2d(nn.Module):
         padding: int | tuple[int, int] = 0,
         *,
         gradient: Gradient = "event",
+        keep: Keep = "current",
     ) -> None:
         super().__init__()
         self.kernel_size = check_sizes("kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else check_sizes("stride", stride, 1)
         self.padding = check_sizes("padding", padding, 0)
         check_gradient(gradient, "arctan")
-        self.gradient = gradient
+        check_option("keep", keep, KEEPS)
+        self.gradient, self.keep = gradient, keep
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the averages of the windows."""
         inputs = as_floats(inputs, torch.get_default_dtype())
         check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
+        if self.keep == "spikes" and not traced():
+            return self._lean(inputs)
         images = F.avg_pool2d(inputs.flatten(0, 1), self.kernel_size, self.stride, self.padding)
         if self.gradient != "surrogate":
             images = _ShareByActivity.apply(images)
         return images.unflatten(0, inputs.shape[:2])
+
+    def _lean(self, inputs: Tensor) -> Tensor:
+        window = self.kernel_size, self.stride, self.padding
+        images: Tensor = _KeptPool.apply(inputs.flatten(0, 1), window, self.gradient != "surrogate")
+        averages, parts = images.unflatten(0, inputs.shape[:2]), parts_of(inputs)
+        return averages if parts is None else mark(averages, parts * self.kernel_size[0] * self.kernel_size[1])
 
     def extra_repr(self) -> str:
         """The window, as the module prints it."""

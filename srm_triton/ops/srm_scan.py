@@ -52,7 +52,15 @@ from srm_triton.checks import check_option, check_tensor, time_axes
 from srm_triton.functions import Function, Gradients, custom_op, fake_of, once_differentiable, transforms_active
 from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
-from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, check_state, unstack_state
+from srm_triton.parameters import (
+    NAMES,
+    SRMParameters,
+    SRMState,
+    check_parameters,
+    check_shape,
+    stack_state,
+    unstack_state,
+)
 
 _LEARNED = 0, 3, 4  # rows of a_m, 1/τ_s and θ in the constants
 
@@ -673,21 +681,30 @@ def check_scan(
     """The initial state, the constants and the time axis, as the ops take them."""
     check_tensor("current", current, time_axes(batch_first, "..."))
     time_axis = 1 if batch_first else 0
-    constants = check_constants(parameters, current, current.shape[2] if current.dim() > 2 else 1)
-    return check_state(state, current, time_axis), constants, time_axis
+    constants, initial = parameters.pack(current), stack_state(state, current)
+    check_fits(current, constants, initial, time_axis, parameters)
+    return initial, constants, time_axis
 
 
-def check_constants(parameters: SRMParameters, like: Tensor, channels: int) -> Tensor:
-    """The constants as the ops take them, in the type that `like` is computed in.
+def check_fits(
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    parameters: SRMParameters | None = None,
+) -> None:
+    """Checks that constants, packed from `parameters` if these are at hand, and state are those of a current's neurons.
 
     Raises:
-        ValueError: for another number of them than one or one for each channel.
+        ValueError: if they are not.
     """
-    constants = parameters.pack(like)
+    channels = current.shape[2] if current.dim() > 2 else 1
     if constants.shape[1] not in (1, channels):
-        name = next(name for name in NAMES if getattr(parameters, name).numel() > 1)
+        name = "parameters"
+        if parameters is not None:
+            name = next(name for name in NAMES if getattr(parameters, name).numel() > 1)
         raise ValueError(
             f"{name} must hold one value or one for each of {channels} channels (axis 2 of current), "
-            f"got {getattr(parameters, name).numel()}"
+            f"got {constants.shape[1]}"
         )
-    return constants
+    check_shape(initial, current, time_axis)
