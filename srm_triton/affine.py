@@ -52,12 +52,15 @@ class Map(Protocol):
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """The time path of the samples, given that of the current, times `scale`."""
 
+    def check_again(self) -> None:
+        """Checks, in the backward, that it maps as it did."""
+
     def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
         """Gradients of the samples and of each tensor, as far as they are `needed`, given that of the current."""
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Map):
     """A matrix product with a weight and a bias or None."""
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
@@ -78,7 +81,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Map):
     """A convolution with a weight and a bias or None, in 1 to 3 dimensions."""
 
     stride: tuple[int, ...]
@@ -108,13 +111,16 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class ModuleMap:
+class ModuleMap(Map):
     """A module that is affine in its inputs; the tensors are its parameters, by name."""
 
     module: nn.Module
     names: tuple[str, ...]
     by_inputs: bool
     """Whether the time path is multiplied by the inputs, as a convolution's is."""
+
+    modes: tuple[bool, ...] = ()
+    """Which of its parts are in training, for the layer that runs it again in the backward."""
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What the module returns, its hooks included."""
@@ -125,10 +131,20 @@ class ModuleMap:
         """See `Map`; an affine map's derivative does not depend on where it is taken."""
 
         def apply(x: Tensor) -> Tensor:
+            x = x.to(tensors[0].dtype) if tensors else x  # spikes in half precision, under autocast
             return functional_call(self.module, dict(zip(self.names, tensors, strict=True)), x).to(grad.dtype)
 
         grad_samples: Tensor = vjp(apply, samples)[1](grad)[0] * scale
         return grad_samples * samples if self.by_inputs else grad_samples
+
+    def check_again(self) -> None:
+        """See `Map`.
+
+        Raises:
+            RuntimeError: if parts of the module changed between training and evaluation.
+        """
+        if self.modes != modes_of(self.module):
+            raise RuntimeError('affine must be in the mode, training or evaluation, of its forward with keep="spikes"')
 
     def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
         """See `Map`; the module runs once more."""
@@ -141,6 +157,11 @@ class ModuleMap:
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             found = iter(torch.autograd.grad(current, wanted, grad.to(current.dtype), allow_unused=True))
         return tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def modes_of(module: nn.Module) -> tuple[bool, ...]:
+    """Which parts of a module are in training."""
+    return tuple(part.training for part in module.modules())
 
 
 class _Joint(NamedTuple):
@@ -200,6 +221,7 @@ class _MapAndFire(Function):
         if how.lean:
             coded = 1 if ctx.form is None else 2
             kept, inputs = rest[:-coded], decode(rest[-coded:], ctx.form)
+            how.affine.check_again()
             with torch.no_grad(), as_autocast(inputs, how.autocast):
                 current = _current(inputs, how.affine, tuple(tensors), axis, how.repeats)
         else:
@@ -207,11 +229,15 @@ class _MapAndFire(Function):
         of_inputs, of_constants, of_initial, _, *of_tensors = ctx.needs_input_grad
         needed = of_inputs and not how.split, *of_tensors
         asked = [any(needed), of_inputs and how.split, of_initial, of_constants]
-        paths = how.scan.backward(gradients, current, constants, initial, kept, asked)
-        weight_path, time_path, grad_initial, grad_constants = paths
-        samples, shape, dtype = inputs.flatten(0, 1), inputs.shape[:2], current.dtype
+        dtype = current.dtype
+        weight_path, time_path, grad_initial, grad_constants = how.scan.backward(
+            gradients, current, constants, initial, kept, asked
+        )
+        del current  # as below: each is as large as the sequence
+        samples, shape = inputs.flatten(0, 1), inputs.shape[:2]
         originals = inputs, *tensors
-        if samples.dtype != dtype or tensors[0] is None or tensors[0].dtype != dtype:  # under autocast
+        runs_again = isinstance(how.affine, ModuleMap)
+        if not runs_again and (samples.dtype != dtype or tensors[0].dtype != dtype):  # under autocast
             samples = samples.to(dtype)
             tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
         found: Gradients = (None,) * len(needed)
@@ -220,7 +246,9 @@ class _MapAndFire(Function):
             if how.repeats:
                 weight_path = weight_path.sum(axis, keepdim=True)
                 distinct = samples.unflatten(0, shape).narrow(axis, 0, 1).flatten(0, 1)
-            found = how.affine.derivatives(weight_path.flatten(0, 1), distinct, needed, *tensors)
+            with as_autocast(inputs, how.autocast) if runs_again else nullcontext():
+                found = how.affine.derivatives(weight_path.flatten(0, 1), distinct, needed, *tensors)
+            del weight_path
         if time_path is not None:
             found = how.affine.transpose(time_path.flatten(0, 1), samples, how.scale, *tensors), *found[1:]
         given = [None if g is None else _as(g, o) for g, o in zip(found, originals, strict=True)]

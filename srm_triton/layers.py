@@ -18,6 +18,7 @@ from srm_triton.affine import (
     as_floats,
     map_and_fire,
     map_inputs,
+    modes_of,
     prepare_inputs,
 )
 from srm_triton.checks import check_number, check_option, check_size, check_sizes, time_axes
@@ -206,7 +207,11 @@ class SRMAffine(SRMLayer):
                     f"affine must be affine in its inputs, got {type(module).__name__} in training; put it into "
                     f'evaluation, or choose {way}gradient="surrogate" or input_gradient="value"'
                 )
-        return inputs, ModuleMap(self.affine, tuple(named), self.by_inputs), tuple(named.values())
+        return (
+            inputs,
+            ModuleMap(self.affine, tuple(named), self.by_inputs, modes_of(self.affine)),
+            tuple(named.values()),
+        )
 
 
 class WeightedLayer(SRMLayer):

@@ -10,6 +10,7 @@ keep; other tensors are kept as they are. Nothing is lost either way but memory.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -50,7 +51,14 @@ def parts_of(spikes: Tensor) -> int | None:
 
 
 def encode(values: Tensor) -> tuple[tuple[Tensor, ...], Form | None]:
-    """What to save of a tensor and what makes it whole again: codes and table, or the tensor itself and None."""
+    """What to save of a tensor and what makes it whole again: codes and table, or the tensor itself and None.
+
+    It comes back in its own order of memory, so that products with it round as before, but for a slice whose first two
+    axes do not make one: for a product that is copied in any case.
+    """
+    sliced = values.dim() > 1 and not _dense(values) and 0 not in values.stride()
+    if sliced and values.stride(0) != values.stride(1) * values.shape[1]:
+        values = values.contiguous()
     if values.numel() <= 8 or not _dense(values):
         return (values,), None
     table = _look(values) if values.is_cpu else _known(values)
@@ -63,7 +71,7 @@ def encode(values: Tensor) -> tuple[tuple[Tensor, ...], Form | None]:
     return (_pack(_numbers(_in_memory(values), table), bits), table), form
 
 
-def decode(saved: tuple[Tensor, ...], form: Form | None) -> Tensor:
+def decode(saved: Sequence[Tensor], form: Form | None) -> Tensor:
     """The tensor that `encode` took."""
     if form is None:
         return saved[0]
@@ -99,7 +107,7 @@ def _look(values: Tensor) -> Tensor | None:
     if _native(values):
         return native.find_levels(values)
     words = _in_memory(values).view(_WORDS[values.itemsize])
-    levels = []
+    levels: list[Tensor] = []
     while words.numel() and len(levels) <= MOST_LEVELS:
         levels.append(words[0])
         words = words[words != words[0]]

@@ -33,7 +33,7 @@ class _KeptPool(Function):
     """The average and its gradient, of which only the average is kept, in the levels that it has."""
 
     @staticmethod
-    def forward(images: Tensor, window: tuple[tuple[int, ...], ...], shares: bool) -> Tensor:
+    def forward(images: Tensor, window: tuple[Any, Any, Any], shares: bool) -> Tensor:
         return F.avg_pool2d(images, *window)
 
     @staticmethod

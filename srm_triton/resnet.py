@@ -160,14 +160,15 @@ class _AddSpikes(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Keep], output: Tensor) -> None:
         *branches, keep = inputs
-        ctx.forms: list[Form | None] = [None, None]
+        forms: list[Form | None] = [None, None]
         if keep == "spikes" and not traced():
-            (first, ctx.forms[0]), (second, ctx.forms[1]) = map(encode, branches)
+            (first, forms[0]), (second, forms[1]) = map(encode, branches)
             ctx.count = len(first)
             ctx.save_for_backward(*first, *second)
         else:
             ctx.count = 1
             ctx.save_for_backward(*branches)
+        ctx.forms = forms
 
     @staticmethod
     @once_differentiable("sums of spikes")
@@ -214,8 +215,11 @@ class SpikingBasicBlock2D(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the number of branches that fire, and inputs that the identity passes on."""
-        branches = self.conv2(self.conv1(inputs)), self.shortcut(inputs)
-        added: Tensor = torch.add(*branches) if self.plain else _AddSpikes.apply(*branches, self.keep)
+        return self.add(self.conv2(self.conv1(inputs)), self.shortcut(inputs))
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum of the spikes of two branches."""
+        added: Tensor = torch.add(a, b) if self.plain else _AddSpikes.apply(a, b, self.keep)
         return added
 
 
