@@ -52,15 +52,12 @@ class Map(Protocol):
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """The time path of the samples, given that of the current, times `scale`."""
 
-    def check_again(self) -> None:
-        """Checks, in the backward, that it maps as it did."""
-
     def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
         """Gradients of the samples and of each tensor, as far as they are `needed`, given that of the current."""
 
 
 @dataclass(frozen=True)
-class Linear(Map):
+class Linear:
     """A matrix product with a weight and a bias or None."""
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
@@ -81,7 +78,7 @@ class Linear(Map):
 
 
 @dataclass(frozen=True)
-class Convolution(Map):
+class Convolution:
     """A convolution with a weight and a bias or None, in 1 to 3 dimensions."""
 
     stride: tuple[int, ...]
@@ -111,7 +108,7 @@ class Convolution(Map):
 
 
 @dataclass(frozen=True)
-class ModuleMap(Map):
+class ModuleMap:
     """A module that is affine in its inputs; the tensors are its parameters, by name."""
 
     module: nn.Module
@@ -138,7 +135,7 @@ class ModuleMap(Map):
         return grad_samples * samples if self.by_inputs else grad_samples
 
     def check_again(self) -> None:
-        """See `Map`.
+        """Checks, in the backward, that the module maps as it did.
 
         Raises:
             RuntimeError: if parts of the module changed between training and evaluation.
@@ -221,7 +218,8 @@ class _MapAndFire(Function):
         if how.lean:
             coded = 1 if ctx.form is None else 2
             kept, inputs = rest[:-coded], decode(rest[-coded:], ctx.form)
-            how.affine.check_again()
+            if isinstance(how.affine, ModuleMap):
+                how.affine.check_again()
             with torch.no_grad(), as_autocast(inputs, how.autocast):
                 current = _current(inputs, how.affine, tuple(tensors), axis, how.repeats)
         else:

@@ -10,7 +10,7 @@ from srm_triton.affine import as_floats
 from srm_triton.checks import check_option, check_sizes, check_tensor
 from srm_triton.functions import Function, Gradients, once_differentiable, traced
 from srm_triton.levels import KEEPS, Keep, decode, encode, mark, parts_of
-from srm_triton.ops.srm_scan import Gradient, check_gradient
+from srm_triton.ops.srm_scan import Gradient, check_gradient, needs_gradient
 
 
 class _ShareByActivity(Function):
@@ -113,7 +113,10 @@ class SpikeAvgPool2d(nn.Module):
 
     def _lean(self, inputs: Tensor) -> Tensor:
         window = self.kernel_size, self.stride, self.padding
-        images: Tensor = _KeptPool.apply(inputs.flatten(0, 1), window, self.gradient != "surrogate")
+        if needs_gradient(inputs):
+            images: Tensor = _KeptPool.apply(inputs.flatten(0, 1), window, self.gradient != "surrogate")
+        else:
+            images = F.avg_pool2d(inputs.flatten(0, 1), *window)
         averages, parts = images.unflatten(0, inputs.shape[:2]), parts_of(inputs)
         return averages if parts is None else mark(averages, parts * self.kernel_size[0] * self.kernel_size[1])
 

@@ -23,7 +23,7 @@ from srm_triton.functions import Function, Gradients, once_differentiable, trace
 from srm_triton.layers import LayerOptions, SRMConv2d, SRMLinear
 from srm_triton.levels import Form, Keep, decode, encode
 from srm_triton.networks import Readout
-from srm_triton.ops.srm_scan import Gradient
+from srm_triton.ops.srm_scan import Gradient, needs_gradient
 from srm_triton.parameters import SRMParameters
 from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
@@ -219,7 +219,9 @@ class SpikingBasicBlock2D(nn.Module):
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum of the spikes of two branches."""
-        added: Tensor = torch.add(a, b) if self.plain else _AddSpikes.apply(a, b, self.keep)
+        if self.plain or not needs_gradient(a, b):
+            return a + b
+        added: Tensor = _AddSpikes.apply(a, b, self.keep)
         return added
 
 

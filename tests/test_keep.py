@@ -24,6 +24,8 @@ from srm_triton import (
     use_backend,
     watch,
 )
+from srm_triton.kernels import native
+from srm_triton.resnet import SpikingBasicBlock2D
 
 
 def spikes_of(*shape: int, rate: float = 0.2) -> Tensor:
@@ -160,6 +162,14 @@ def test_kept_bytes_of_a_residual_network():
         kept.append(six - two)
     assert equal(*results)
     assert 0 < kept[1] < 0.11 * kept[0]
+
+
+def test_inference_looks_at_nothing(monkeypatch):
+    monkeypatch.setattr(native, "find_levels", lambda *a: pytest.fail("looks for levels"))
+    model = stacked("spikes", "event")
+    block = SpikingBasicBlock2D(2, 2, keep="spikes")
+    with torch.no_grad():
+        model(block(spikes_of(1, 3, 2, 16, 16)))
 
 
 def test_state_in_pieces_and_repeated_inputs():
