@@ -9,6 +9,7 @@ from bench.harness import DEVICE, WORK, Contender, over
 from srm_triton import srm_conv2d, srm_linear
 
 CASES = {
+    "small linear": {"batch": 2, "steps": 4, "inputs": 8, "neurons": 8},
     "linear": {"batch": 32 * WORK, "steps": 16, "inputs": 1024, "neurons": 1024},
     "convolution": {"batch": 8 * WORK, "steps": 8, "inputs": 16, "neurons": 32, "height": 28, "width": 28},
 }
@@ -23,7 +24,11 @@ def convolution_with_neurons(inputs: Tensor, weight: Tensor) -> Tensor:
     return srm_conv2d(inputs, weight, padding=1)
 
 
-LAYERS = {"linear": (srm_linear, F.linear), "convolution": (convolution_with_neurons, convolve)}
+LAYERS = {
+    "small linear": (srm_linear, F.linear),
+    "linear": (srm_linear, F.linear),
+    "convolution": (convolution_with_neurons, convolve),
+}
 
 
 def random_weight(inputs: int, neurons: int, size: list[int]) -> Tensor:
