@@ -60,8 +60,8 @@ class SRMReadout(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            check_number(name, size, 1, whole=True)
+        in_features = check_number("in_features", in_features, 1, whole=True)
+        out_features = check_number("out_features", out_features, 1, whole=True)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.batch_first = batch_first
         self.neuron = SRMNeuron(parameters, channels=out_features, batch_first=batch_first, device=device)

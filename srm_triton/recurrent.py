@@ -67,6 +67,7 @@ class SRMRecurrent(SRMLinear):
             raise ValueError(
                 "output must be False for SRMRecurrent, got True; let an SRMLinear(…, output=True) follow it"
             )
+        out_features = self.out_features
         self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
         self.recurrent_norm_weight = self.recurrent_norm_bias = None
         if self.norm_weight is not None and out_features > 2:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.backend import Backend, use_backend
+from srm_triton.checks import check_number
 from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.batch_norm import batch_norm
@@ -84,8 +85,7 @@ def verify(device: torch.device, repeats: int = 50) -> Iterator[Comparison]:
         RuntimeError: on a CPU, if Triton does not interpret its kernels.
         ValueError: if `repeats` is below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    repeats = check_number("repeats", repeats, 1, whole=True)
     backends: tuple[Backend, ...] = ("triton",)
     if device.type == "cpu" and native.problem() is None:
         backends = "triton", "native"

@@ -304,7 +304,7 @@ def test_verify_repeats(capsys, monkeypatch, few_shapes):
     monkeypatch.setattr(native, "scan_forward", unsteady)
     found = [c for c in verification.verify(torch.device("cpu"), 3) if not c.passed]
     assert [(c.backend, c.operation, c.error, c.repeatable) for c in found] == [("native", "srm_trace", 0.0, False)]
-    assert "repeats must be at least 1, got 0" in error_of(capsys, ["verify", "--repeats", "0"])
+    assert "repeats must be finite and ≥ 1, got 0" in error_of(capsys, ["verify", "--repeats", "0"])
 
 
 def test_info(capsys, tmp_path):

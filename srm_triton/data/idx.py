@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from srm_triton.checks import check_number
 from srm_triton.data.files import DataError, read_bytes
 from srm_triton.data.labelled_images import LabelledImages, Samples, join_parts
 
@@ -68,20 +69,24 @@ def load_fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> LabelledIma
         ) from error
 
 
-def read_idx(path: Path, rank: int) -> Tensor:
+def read_idx(path: str | Path, rank: int) -> Tensor:
     """Reads an IDX file of integers.
 
     Args:
         path: the file; one whose name ends in ``.gz`` is unpacked.
-        rank: the number of axes that it must have.
+        rank: the number of axes that it must have, ≥ 1.
 
     Returns:
         Its values in the type and the shape that the file states.
 
     Raises:
+        TypeError: for a rank of another type.
+        ValueError: for a rank below 1.
         OSError: if the file cannot be read.
         DataError: if it is no such file, shorter or longer than its header says, or a damaged archive.
     """
+    rank = check_number("rank", rank, 1, whole=True)
+    path = Path(path)
     content = read_bytes(path)
     header = 4 * (1 + rank)
     if len(content) < header:

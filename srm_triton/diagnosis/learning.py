@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_integers
+from srm_triton.checks import as_number, check_integers
 from srm_triton.diagnosis.finding import Finding
 
 CHANCE_PROBABILITY = 1e-3  # below, accuracy is no chance
@@ -159,6 +159,7 @@ def find_in_learning(learning: LearningReport | None) -> Iterator[Finding]:
 
 
 def _as_loss(loss: Any) -> Tensor:
+    loss = loss if isinstance(loss, Tensor) else as_number(loss)
     if isinstance(loss, bool) or not isinstance(loss, Tensor | int | float):
         raise TypeError(f"loss must be a number or a scalar tensor, got {type(loss).__name__}")
     value = torch.as_tensor(loss).detach()
