@@ -4,6 +4,7 @@ On a GPU the Triton kernels run as compiled; on a CPU in Triton's interpreter (`
 is imported), and the C library beside them where it was built.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, get_args
@@ -74,7 +75,7 @@ def verify(device: torch.device, repeats: int = 50) -> Iterator[Comparison]:
     """Compares kernels and references, one operation, dtype and shape after the other.
 
     Args:
-        device: a GPU, or the CPU for Triton's interpreter and the C library.
+        device: a GPU, or the CPU for the C library and, where NumPy is installed, Triton's interpreter.
         repeats: how many times each kernel runs, at least 1. The interpreter, where a program runs after the other,
             runs each once.
 
@@ -88,7 +89,8 @@ def verify(device: torch.device, repeats: int = 50) -> Iterator[Comparison]:
     repeats = check_number("repeats", repeats, 1, whole=True)
     backends: tuple[Backend, ...] = ("triton",)
     if device.type == "cpu" and native.problem() is None:
-        backends = "triton", "native"
+        interpretable = importlib.util.find_spec("numpy") is not None
+        backends = ("triton", "native") if interpretable else ("native",)
     for dtype, tolerance in _TOLERANCES.items():
         dtype_name = str(dtype).removeprefix("torch.")
         for name, shape, operation in _operations(device, dtype):
