@@ -225,7 +225,7 @@ def test_errors_of_one_line(capsys, tmp_path, monkeypatch):
     assert "none: expected a TOML file or one of cifar-10, " in error_of(capsys, ["train", "--recipe", "none"])
     assert "--hidden and --network exclude each other" in error_of(capsys, [*SMALL, "--network", "3"])
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert "the package tqdm is missing; in a clone: pip install '.[demo]'" in error_of(capsys, SMALL)
+    assert "the package tqdm is missing; install it by: pip install 'srm-triton[demo]'" in error_of(capsys, SMALL)
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--set", "epochs"])
     assert "must be TABLE.KEY=VALUE, such as schedule.epochs=3, got 'epochs'" in capsys.readouterr().err

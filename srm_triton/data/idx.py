@@ -32,10 +32,10 @@ def load_idx(folder: str | Path, *, name: str = "", classes: int | None = None) 
     Args:
         folder: holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
             ``t10k-labels-idx1-ubyte``, each plain or with the ending ``.gz``; or it holds a folder ``raw`` with them,
-            or a folder with such a folder, as torchvision makes them. ``test`` may stand for ``t10k`` and ``.idx`` for
+            or folders with such a folder, as torchvision makes them. ``test`` may stand for ``t10k`` and ``.idx`` for
             ``-idx``.
-        name: what the names begin with if they do not begin with ``train``, such as ``"emnist-letters"``. May be left
-            out where the folder holds one data set.
+        name: what the names begin with if they do not begin with ``train``, such as ``"emnist-letters"``, or else
+            torchvision's folder, such as ``"KMNIST"``. May be left out where there is one data set.
         classes: the number of classes; None stands for as many as the training labels say. Labels may begin with 0 or
             with 1, as those of EMNIST's letters do.
 
@@ -105,13 +105,18 @@ def read_idx(path: str | Path, rank: int) -> Tensor:
 
 
 def sets_of_idx(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:
-    """Returns the data sets of a folder: by name, the file of each part (train, test) and kind (images, labels)."""
-    for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
+    """Returns the data sets of a folder: by name, the file of each part (train, test) and kind (images, labels).
+
+    Sets without a name that lie in ``<name>/raw`` have that one.
+    """
+    inner = [(place.parent.name, place) for place in sorted(folder.glob("*/raw"))]
+    for places in ([("", folder)], [("", folder / "raw")], inner):
         found: dict[str, dict[tuple[str, str], Path]] = {}
-        for path in sorted(place.iterdir()) if place.is_dir() else ():  # plain ones come before archives
-            if (match := _NAME.fullmatch(path.name)) and path.is_file():
-                part = "train" if match["part"] == "train" else "test"
-                found.setdefault(match["data"], {}).setdefault((part, match["kind"]), path)
+        for default, place in places:
+            for path in sorted(place.iterdir()) if place.is_dir() else ():  # plain ones come before archives
+                if (match := _NAME.fullmatch(path.name)) and path.is_file():
+                    part = "train" if match["part"] == "train" else "test"
+                    found.setdefault(match["data"] or default, {}).setdefault((part, match["kind"]), path)
         if found:
             return found
     return {}
