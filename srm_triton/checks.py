@@ -137,15 +137,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
-def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Checks that `value` is one of those allowed, and of their type.
+def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """Checks that `value` is one of those allowed, and of their type, and returns that one.
 
     Raises:
         ValueError: if it is not.
     """
     kind = type(allowed[0])
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value not in allowed:
+    option = as_number(value) if kind is int else value
+    if not isinstance(option, kind) or (isinstance(option, bool) and kind is not bool) or option not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {shown(value)}")
+    return option
 
 
 def check_sizes(name: str, value: Any, smallest: int, axes: tuple[str, ...] = ("height", "width")) -> tuple[int, ...]:

@@ -53,6 +53,7 @@ def BN1dForward(
     for name, vector in (("weight", weight), ("bias", bias)):
         check_tensor(name, vector, "[features]")
         check_size(name, vector, 0, inputs.shape[-1], "columns of inputs")
+    eps = check_number("eps", eps, 0, above=True)
     normx, _, varx = batch_norm_with_statistics(inputs, dim=0, eps=float(eps), correction=1)
     return normx * weight + bias, normx, varx.to(inputs.dtype)
 
@@ -72,6 +73,7 @@ def BN1dBackward(
     Returns:
         The gradients of inputs [M, C], weight [C] and bias [C].
     """
+    eps = check_number("eps", eps, 0, above=True)
     grad_normx = grad_out * w
     correlation = (grad_normx * normx).mean(dim=0)
     grad_x = (grad_normx - grad_normx.mean(dim=0) - correlation * normx) / torch.sqrt(varx + eps)
@@ -207,7 +209,10 @@ class _SeedLayer(nn.Module):
     ) -> None:
         super().__init__()
         eps = check_number("eps", eps, 0, above=True)
-        self.v_th, self.taum, self.taus, self.taug = v_th, taum, taus, taug
+        self.v_th: float = check_number("v_th", v_th, 0, above=True)
+        self.taum: float = check_number("taum", taum, 1, above=True)
+        self.taus: float = check_number("taus", taus, 1)
+        self.taug: float = check_number("taug", taug, 1, above=True)
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(shape)))
         self.bn_weight = nn.Parameter(torch.ones(shape[0])) if weight_norm else None
         self.bn_bias = nn.Parameter(torch.zeros(shape[0])) if weight_norm else None
@@ -335,4 +340,5 @@ def _parameters(taum: float, taus: float, e_taug: float, v_th: Tensor | float) -
     e_taug = check_number("e_taug", e_taug, -math.inf)
     if not 0 < e_taug < 1:
         raise ValueError(f"e_taug must lie between 0 and 1 (it is a decay, 1 - 1/tau), got {e_taug}")
+    taum, taus = check_number("taum", taum, 1, above=True), check_number("taus", taus, 1)
     return SRMParameters(taum, taus, 1 / (1 - e_taug), check_number("v_th", v_th, 0, above=True))

@@ -401,6 +401,8 @@ class _SRMConvolution(WeightedLayer):
         in_channels = check_number("in_channels", in_channels, 1, whole=True)
         out_channels = check_number("out_channels", out_channels, 1, whole=True)
         groups = check_number("groups", groups, 1, whole=True)
+        if isinstance(padding, str):
+            check_option("padding", padding, ("same", "valid"))
         windows = (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0))
         sizes = [
             value if name == "padding" and isinstance(value, str) else check_sizes(name, value, smallest, self.SPACE)

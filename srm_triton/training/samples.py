@@ -35,7 +35,7 @@ class Samples:
         if labels is None:
             labels = getattr(inputs, "labels", getattr(inputs, "targets", None))
             labels = [inputs[i][1] for i in range(len(inputs))] if labels is None else labels
-        self.labels = torch.as_tensor(labels)
+        self.labels = torch.as_tensor([*map(as_number, labels)] if isinstance(labels, list) else labels)
         if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
             raise TypeError(f"labels of {name} must be integers, got {self.labels.dtype}")
         if self.labels.shape != (len(inputs),):
