@@ -196,6 +196,10 @@ CASES: dict[Any, tuple[Callable[..., Any], dict[str, Any]] | None] = {
         },
     ),
     training.Augmentation: (training.Augmentation, {"crop": 2, "normalization": (0.5, 0.25)}),
+    training.build_network: (
+        lambda **options: training.build_network(training.Recipe(), **options),
+        {"shape": (2, 4, 4), "classes": 3},
+    ),
     training.Schedule: (
         training.Schedule,
         {"epochs": 3, "batch_size": 8, "accumulation": 2, "warm_up": 0.5, "hold_out": 4},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from srm_triton.checks import check_number
 from srm_triton.layers import SRMLayer
 from srm_triton.networks import spiking_network
 from srm_triton.neuron import SRMNeuron
@@ -22,9 +23,12 @@ def build_network(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Se
         classes: number of classes.
 
     Raises:
+        TypeError: for a shape of other than ints.
+        ValueError: for a shape below 1.
         RecipeError: for a notation that cannot be read, sizes that do not fit, or time constants out of range.
     """
     settings = recipe.network
+    shape = tuple(check_number("shape", size, 1, whole=True) for size in shape)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         try:
