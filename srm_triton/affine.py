@@ -337,8 +337,9 @@ class Rules:
         check_gradient(self.gradient, self.surrogate)
         check_option("output", self.output, (False, True))
         check_option("input_gradient", self.input_gradient, get_args(InputGradient))
-        check_number("time_gradient_scale", self.time_gradient_scale, 0)
         check_option("keep", self.keep, KEEPS)
+        scale = check_number("time_gradient_scale", self.time_gradient_scale, 0)
+        object.__setattr__(self, "time_gradient_scale", scale)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Rules":
@@ -565,7 +566,7 @@ def srm_conv2d(
     """
     check_tensor("weight", weight, "[out_channels, in_channels / groups, kernel_height, kernel_width]")
     inputs = prepare_inputs(inputs, weight, time_axes(batch_first, "in_channels, height, width"))
-    check_number("groups", groups, 1, whole=True)
+    groups = check_number("groups", groups, 1, whole=True)
     check_size("inputs", inputs, 2, weight.shape[1] * groups, "in_channels of weight")
     sizes = check_sizes("stride", stride, 1), check_sizes("padding", padding, 0), check_sizes("dilation", dilation, 1)
     convolution = Convolution(*sizes, groups)

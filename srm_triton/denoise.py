@@ -93,7 +93,7 @@ def tv_objective(image: Tensor, noisy: Tensor, weight: float, fidelity: Fidelity
         >>> tv_objective(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), 0.5)
         tensor(4., dtype=torch.float64)
     """
-    check_number("weight", weight, 0)
+    weight = check_number("weight", weight, 0)
     check_option("fidelity", fidelity, get_args(Fidelity))
     check_tensor("image", image)
     check_same("noisy", noisy, "image", image)
@@ -194,12 +194,11 @@ def denoise_tv(
         >>> (denoise_tv(edge + noise, 0.1) - edge).abs().max() < 0.06
         tensor(True)
     """
-    check_number("weight", weight, 0)
+    weight = check_number("weight", weight, 0)
     check_option("fidelity", fidelity, get_args(Fidelity))
     check_option("method", method, get_args(Method))
-    tolerance = _TOLERANCE[fidelity] if tolerance is None else tolerance
-    check_number("tolerance", tolerance, 0)
-    check_number("max_iterations", max_iterations, 1, whole=True)
+    tolerance = check_number("tolerance", _TOLERANCE[fidelity] if tolerance is None else tolerance, 0)
+    max_iterations = check_number("max_iterations", max_iterations, 1, whole=True)
     noisy = _checked_image("image", image)
     clean = None if reference is None else _checked_image("reference", reference)
     if clean is not None:

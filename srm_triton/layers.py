@@ -244,14 +244,13 @@ class WeightedLayer(SRMLayer):
     bias: Tensor | None
 
     def _add_norm(self, weight_norm: bool | None, carry_scale: bool, eps: float) -> None:
-        check_number("eps", eps, 0, above=True)
         check_option("carry_scale", carry_scale, (False, True))
         if weight_norm is not None:
             check_option("weight_norm", weight_norm, (False, True))
         fan_in = self.weight[0].numel()
         if weight_norm and fan_in < 2:
             raise ValueError(f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False")
-        self.eps = eps
+        self.eps: float = check_number("eps", eps, 0, above=True)
         self.narrow = weight_norm is None and fan_in < 3
         self.norm_weight = self.norm_bias = None
         if weight_norm or (weight_norm is None and not self.narrow):
@@ -381,8 +380,8 @@ class SRMLinear(WeightedLayer, nn.Linear):  # type: ignore[misc]
         dtype: torch.dtype | None = None,
         **options: Unpack[LayerOptions],
     ) -> None:
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            check_number(name, size, 1, whole=True)
+        in_features = check_number("in_features", in_features, 1, whole=True)
+        out_features = check_number("out_features", out_features, 1, whole=True)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._add_neurons(out_features, parameters, device, dtype, **options)
         self._add_norm(weight_norm, carry_scale, eps)
@@ -425,8 +424,11 @@ class _SRMConvolution(WeightedLayer):
         dtype: torch.dtype | None = None,
         **options: Unpack[LayerOptions],
     ) -> None:
-        for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            check_number(name, size, 1, whole=True)
+        in_channels = check_number("in_channels", in_channels, 1, whole=True)
+        out_channels = check_number("out_channels", out_channels, 1, whole=True)
+        groups = check_number("groups", groups, 1, whole=True)
+        if isinstance(padding, str):
+            check_option("padding", padding, ("same", "valid"))
         windows = (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0))
         sizes = [
             value if name == "padding" and isinstance(value, str) else check_sizes(name, value, smallest, self.SPACE)

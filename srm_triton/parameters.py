@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from srm_triton.checks import as_number, shown
 from srm_triton.functions import traced
 from srm_triton.kernels.layout import accumulator_dtype
 
@@ -230,18 +231,20 @@ def as_tensor(name: str, value: Any) -> Tensor:
         TypeError: for anything else.
         ValueError: for more than one axis, or a number beyond the range of floats.
     """
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type bool")
-    if not isinstance(value, Tensor | int | float) and hasattr(value, "__array__"):  # NumPy's numbers and arrays
-        value = torch.tensor(value)  # a copy
+    if not isinstance(value, Tensor | int | float):
+        value = as_number(value)
+        if hasattr(value, "dtype") and value.dtype.kind in "iufbc":  # of several elements
+            value = torch.tensor(value)  # a copy
     if isinstance(value, Tensor):
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name} must be a number or a tensor of numbers, got one of {value.dtype}")
         if value.dim() > 1:
             raise ValueError(f"{name} must hold one value or one for each channel, [channels], got {list(value.shape)}")
         return value if value.is_floating_point() else value.to(torch.float64)
-    if not isinstance(value, int | float | Real):
-        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type {type(value).__name__}")
+    if isinstance(value, bool) or not isinstance(value, int | float | Real):
+        raise TypeError(
+            f"{name} must be a number or a tensor of numbers, got {shown(value)} of type {type(value).__name__}"
+        )
     try:
         # by a product, which compiled code traces for any value, where a constructor would specialise on each
         return torch.ones((), dtype=torch.float64) * float(value)

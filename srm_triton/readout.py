@@ -62,8 +62,8 @@ class SRMReadout(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            check_number(name, size, 1, whole=True)
+        in_features = check_number("in_features", in_features, 1, whole=True)
+        out_features = check_number("out_features", out_features, 1, whole=True)
         super().__init__(in_features, out_features, bias, device, dtype)
         check_option("keep", keep, KEEPS)
         self.batch_first, self.keep = batch_first, keep

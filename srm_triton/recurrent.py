@@ -70,6 +70,7 @@ class SRMRecurrent(SRMLinear):
             )
         if self.rules.keep == "spikes":
             raise ValueError('keep must be "current" for SRMRecurrent, whose steps need the states between them')
+        out_features = self.out_features
         self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
         self.recurrent_norm_weight = self.recurrent_norm_bias = None
         if self.norm_weight is not None and out_features > 2:

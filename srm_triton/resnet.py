@@ -49,9 +49,8 @@ def _stages(block: Callable[[int, int, int], nn.Module], width: int) -> dict[str
     return stages
 
 
-def _check_sizes(**sizes: Any) -> None:
-    for name, size in sizes.items():
-        check_number(name, size, 1, whole=True)
+def _sizes(**sizes: Any) -> tuple[int, ...]:
+    return tuple(check_number(name, size, 1, whole=True) for name, size in sizes.items())
 
 
 class BasicBlock2D(nn.Module):
@@ -72,6 +71,7 @@ class BasicBlock2D(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
+        in_channels, out_channels, stride = _sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
@@ -123,7 +123,7 @@ class ResNet18_2D(nn.Sequential):  # noqa: N801, the published name
         width: int = 64,
         **head_options: Any,
     ) -> None:
-        _check_sizes(out_features=out_features, in_channels=in_channels, width=width)
+        out_features, in_channels, width = _sizes(out_features=out_features, in_channels=in_channels, width=width)
         check_option("head", head, get_args(Head))
         if foreign := {"device", "dtype"} & head_options.keys():
             raise TypeError(
@@ -205,6 +205,7 @@ class SpikingBasicBlock2D(nn.Module):
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
+        in_channels, out_channels, stride = _sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
         convolution = partial(SRMConv2d, parameters=parameters, **options)
         self.conv1 = convolution(in_channels, out_channels, 3, stride, padding=1)
         self.conv2 = convolution(out_channels, out_channels, 3, padding=1)
@@ -273,7 +274,7 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
         readout: Readout = "spikes",
         **options: Unpack[LayerOptions],
     ) -> None:
-        _check_sizes(out_features=out_features, in_channels=in_channels, width=width)
+        out_features, in_channels, width = _sizes(out_features=out_features, in_channels=in_channels, width=width)
         check_option("readout", readout, get_args(Readout))
         options = {"gradient": "surrogate", **options}
         gradient, keep = options["gradient"], options.get("keep", "current")

@@ -2,10 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from srm_triton.commands.shared import Commands, add_device, chosen_device, progress
 from srm_triton.denoise import Fidelity, Method, denoise_tv, to_float
+
+if TYPE_CHECKING:
+    from srm_triton.images import ImageFile
 
 DENOISING_WEIGHTS = {"l2": 0.15, "l1": 1.0}
 
@@ -37,9 +40,18 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
+def _read(path: Path) -> "ImageFile":
+    from srm_triton.images import read_image
+
+    try:
+        return read_image(path)
+    except (OSError, ValueError) as error:  # of which Pillow does not always name the file
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
 def _denoise(options: argparse.Namespace) -> int:
     """Writes the image without its noise and returns the exit code 0."""
-    from srm_triton.images import read_image, write_png
+    from srm_triton.images import write_png
 
     outputs = [path for path in (options.output, options.plot) if path is not None]
     if len(set(outputs)) < len(outputs):
@@ -54,9 +66,15 @@ def _denoise(options: argparse.Namespace) -> int:
         if path.exists() and not options.overwrite:
             raise ValueError(f"{path}: exists; choose another name, or add --overwrite")
     device = chosen_device(options.device)
-    image = read_image(options.input)
+    image = _read(options.input)
     noisy = image.pixels.to(device)
-    reference = None if options.reference is None else read_image(options.reference).pixels.to(device)
+    reference = None if options.reference is None else _read(options.reference).pixels.to(device)
+    if reference is not None and reference.shape != noisy.shape:
+        allowed, found = ("×".join(map(str, pixels.shape)) for pixels in (noisy, reference))
+        raise ValueError(
+            f"--reference {options.reference}: must have the channels, height and width of {options.input}, {allowed}, "
+            f"got {found}"
+        )
     with progress(None, "iteration") as (advance, _):
         result = denoise_tv(
             noisy,
