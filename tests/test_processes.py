@@ -272,6 +272,9 @@ def refuse_what_cannot_be_sharded(rank: int, folder: Path) -> None:
         layer = seeded(make)
         distribute_module(layer, mesh)
         inputs = torch.rand(shape, dtype=torch.float64)
+        if isinstance(layer, (SRMNeuron, SparseLinear)):  # of others the parameters are checked by name
+            with pytest.raises(TypeError, match="each argument must be a plain tensor, got a DTensor"):
+                layer(inputs)
         with pytest.raises(
             TypeError, match=r"must be a plain tensor, got a DTensor: shard the module by .*fully_shard"
         ):
