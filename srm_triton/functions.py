@@ -38,6 +38,18 @@ def check_plain(name: str, value: Any) -> None:
         )
 
 
+def refuse_script(module: Any) -> Any:
+    """What `torch.jit.script` calls on a module that has it as `__prepare_scriptable__`.
+
+    Raises:
+        RuntimeError: with what to use instead.
+    """
+    raise RuntimeError(f"torch.jit.script does not know {type(module).__name__}: {_INSTEAD_OF_JIT}")
+
+
+_INSTEAD_OF_JIT = "use torch.compile, or torch.export for a program that other processes load"
+
+
 def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Makes an op `srm_triton::name` of a function of CPU and CUDA tensors, its schema from the type hints.
 
@@ -67,6 +79,7 @@ class Function(torch.autograd.Function):
     """
 
     generate_vmap_rule = True
+    traceable = True  # by torch.jit.trace, which knows few types of arguments and keeps constants as they were
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
@@ -74,6 +87,8 @@ class Function(torch.autograd.Function):
         if distributed():
             for argument in arguments:
                 check_plain("each argument", argument)
+        if not cls.traceable and torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise RuntimeError(f"torch.jit.trace does not know spiking neurons: {_INSTEAD_OF_JIT}")
         if transforms_active():
             return super().apply(*arguments)
         # PyTorch would first bind the arguments to their names, a fifth of the time of a small layer

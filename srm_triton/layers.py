@@ -19,7 +19,7 @@ from srm_triton.affine import (
     prepare_inputs,
 )
 from srm_triton.checks import check_number, check_option, check_size, check_sizes, time_axes
-from srm_triton.functions import distributed, transforms_active
+from srm_triton.functions import distributed, refuse_script, transforms_active
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import Gradient, Surrogate
@@ -69,6 +69,8 @@ class SRMLayer(nn.Module):
 
     neuron: SRMNeuron
     norm_weight: nn.Parameter | None
+
+    __prepare_scriptable__ = refuse_script
 
     def _add_neurons(
         self,

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from srm_triton.checks import check_tensor
+from srm_triton.functions import refuse_script
 from srm_triton.ops.batch_norm import batch_norm_with_statistics
 
 
@@ -25,6 +26,8 @@ class BatchNorm1d(nn.BatchNorm1d):
         >>> layer(torch.rand(5, 3)).mean(0).abs().max() < 1e-6
         tensor(True)
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalises by the batch's statistics in training, by the running ones in evaluation."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from srm_triton.affine import as_floats
 from srm_triton.checks import check_sizes, check_tensor
-from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.functions import Function, Gradients, once_differentiable, refuse_script
 from srm_triton.ops.srm_scan import Gradient, check_gradient
 
 
@@ -71,6 +71,8 @@ class SpikeAvgPool2d(nn.Module):
         >>> SpikeAvgPool2d(2)(torch.ones(1, 3, 1, 4, 4)).shape
         torch.Size([1, 3, 1, 2, 2])
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_entries, check_number, check_option, check_same, check_size, check_tensor
-from srm_triton.functions import transforms_active
+from srm_triton.functions import refuse_script, transforms_active
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.precision import without_autocast
 
@@ -125,6 +125,8 @@ class LinearRegression(nn.Module):
 
     weight: Tensor | None
     bias: Tensor | None
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(self, *, fit_intercept: bool = True, tolerance: float = 1e-14, max_iterations: int = 100) -> None:
         super().__init__()

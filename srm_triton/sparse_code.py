@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.checks import check_goes_with, check_number, check_option, check_same, check_size, check_tensor
-from srm_triton.functions import traced
+from srm_triton.functions import refuse_script, traced
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.shrink import soft_threshold
 from srm_triton.precision import without_autocast
@@ -196,6 +196,8 @@ class SparseRepresentation(nn.Module):
         >>> layer.statistics(torch.rand(5, 64)).nonzero_share.max() < 1
         tensor(True)
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_same, check_size, check_tensor
+from srm_triton.functions import refuse_script
 from srm_triton.ops.sparse_linear import accept_beta, csr_matrix, sparse_product
 
 
@@ -49,6 +50,8 @@ class SparseLinear(nn.Module):
     ccol_indices: Tensor
     row_indices: Tensor
     order: Tensor
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,
@@ -176,7 +179,7 @@ class SparseLinear(nn.Module):
         crow_indices = state_dict.get(f"{prefix}crow_indices", self.crow_indices)
         col_indices = state_dict.get(f"{prefix}col_indices", self.col_indices)
         try:
-            if isinstance(col_indices, Tensor) and col_indices.dim() == 1 and len(col_indices) != len(self.values):
+            if isinstance(col_indices, Tensor) and len(col_indices) != len(self.values):
                 density = len(col_indices) / (self.in_features * self.out_features)
                 raise TypeError(f"the state has {len(col_indices)}; make the layer with density={density}")
             transposed = self._transpose(crow_indices, col_indices)

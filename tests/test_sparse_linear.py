@@ -183,6 +183,7 @@ def test_a_state_that_does_not_fit_is_refused():
         good | {"crow_indices": good["crow_indices"].flip(0)},
         good | {"crow_indices": good["crow_indices"].double()},
         good | {"crow_indices": [0, 19]},
+        good | {"col_indices": torch.tensor(19)},
     ):
         with pytest.raises(RuntimeError, match=message):
             nn.Sequential(layer).load_state_dict({f"0.{name}": value for name, value in bad.items()})

@@ -350,6 +350,8 @@ _map(_scan_backward, (2, 2, 2, 1, 2, 3, 1), (2, 2, 2, 1))
 
 
 class _Scan(Function):
+    traceable = False
+
     @staticmethod
     def forward(
         current: Tensor,
