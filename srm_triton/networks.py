@@ -100,6 +100,7 @@ class _Builder:
             check_number("inputs", size, 1, whole=True)
         self.steps, self.parameters, self.options = steps, parameters, options
         self.batch_first: bool = options.get("batch_first", True)
+        self.kept: dict[str, Any] = {"keep": options.get("keep", "current")}
         self.network = nn.Sequential()
 
     def append(self, name: str, module: nn.Module) -> None:
@@ -137,7 +138,7 @@ class _Builder:
                 SRMConv2d(channels, layer.channels, kernel, stride, around, parameters=constants, **self.options),
             )
         else:
-            self.append("pool", SpikeAvgPool2d(kernel, gradient=self.options["gradient"]))
+            self.append("pool", SpikeAvgPool2d(kernel, gradient=self.options["gradient"], **self.kept))
         self.shape = (layer.channels or channels, *sides)
 
     def add_output(self, classes: int, readout: Readout) -> None:
@@ -148,7 +149,9 @@ class _Builder:
             self.network.add_module("output", output)
         else:
             slow = SRMParameters(longest_time_constant(self.steps), 1.0)
-            self.network.add_module("output", SRMReadout(features, classes, slow, batch_first=self.batch_first))
+            self.network.add_module(
+                "output", SRMReadout(features, classes, slow, batch_first=self.batch_first, **self.kept)
+            )
 
     def _constants(self, channels: int) -> SRMParameters:
         return time_constants(self.steps, channels) if self.parameters is None else self.parameters

@@ -218,7 +218,7 @@ def _origins(tensor: Tensor) -> set[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "_ScanBackward" or _SPIKES in node.metadata:
+        if node.name() in ("_ScanBackward", "_MapAndFireBackward") or _SPIKES in node.metadata:
             found.add("spikes")
         elif isinstance(getattr(node, "variable", None), nn.Parameter):
             found.add("parameters")
