@@ -179,12 +179,12 @@ class _Joint(NamedTuple):
 
 
 class _MapAndFire(Function):
-    traceable = False
-
     """An affine map and the neurons behind it.
 
     Returns the spikes, the state after the last step, and what the backward needs.
     """
+
+    traceable = False
 
     @staticmethod
     def forward(
