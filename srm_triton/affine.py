@@ -184,6 +184,8 @@ class _MapAndFire(Function):
     Returns the spikes, the state after the last step, and what the backward needs.
     """
 
+    traceable = False
+
     @staticmethod
     def forward(
         inputs: Tensor, constants: Tensor, initial: Tensor | None, how: _Joint, *tensors: Tensor | None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srm_triton.functions import traced
+from srm_triton.functions import check_plain, traced
 from srm_triton.kernels.layout import accumulator_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -29,6 +29,7 @@ def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    check_plain(name, value)
     if value.dtype not in FLOATING:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{name} must have one of the dtypes {allowed}, got {str(value.dtype).removeprefix('torch.')}")

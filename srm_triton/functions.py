@@ -22,6 +22,36 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or transforms_active()
 
 
+def distributed() -> bool:
+    """Whether several processes may share a model; `fully_shard` then changes tensors without PyTorch counting it."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def check_plain(name: str, value: Any) -> None:
+    """Checks that a value is no DTensor, for which the operations of this package have no sharding.
+
+    Raises:
+        TypeError: if it is one.
+    """
+    if hasattr(value, "device_mesh"):
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor: shard the module by torch.distributed.fsdp.fully_shard, "
+            "or call .to_local() or .full_tensor() first"
+        )
+
+
+def refuse_script(module: Any) -> Any:
+    """What `torch.jit.script` calls on a module that has it as `__prepare_scriptable__`.
+
+    Raises:
+        RuntimeError: with what to use instead.
+    """
+    raise RuntimeError(f"torch.jit.script does not know {type(module).__name__}: {_INSTEAD_OF_JIT}")
+
+
+_INSTEAD_OF_JIT = "use torch.compile, or torch.export for a program that other processes load"
+
+
 def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Makes an op `srm_triton::name` of a function of CPU and CUDA tensors, its schema from the type hints.
 
@@ -57,10 +87,16 @@ class Function(torch.autograd.Function):
     """
 
     generate_vmap_rule = True
+    traceable = True  # by torch.jit.trace, which knows few types of arguments and keeps constants as they were
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
         """Calls the function."""
+        if distributed():
+            for argument in arguments:
+                check_plain("each argument", argument)
+        if not cls.traceable and torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise RuntimeError(f"torch.jit.trace does not know spiking neurons: {_INSTEAD_OF_JIT}")
         if transforms_active():
             return super().apply(*arguments)
         # PyTorch would first bind the arguments to their names, a fifth of the time of a small layer

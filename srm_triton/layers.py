@@ -22,7 +22,7 @@ from srm_triton.affine import (
     prepare_inputs,
 )
 from srm_triton.checks import check_number, check_option, check_size, check_sizes, time_axes
-from srm_triton.functions import transforms_active
+from srm_triton.functions import distributed, refuse_script, transforms_active
 from srm_triton.levels import Keep
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
@@ -78,6 +78,8 @@ class SRMLayer(nn.Module):
 
     neuron: SRMNeuron
     norm_weight: nn.Parameter | None
+
+    __prepare_scriptable__ = refuse_script
 
     def _add_neurons(
         self,
@@ -292,6 +294,8 @@ class WeightedLayer(SRMLayer):
             return
         compiling = torch.compiler.is_compiling()
         if not compiling and self._carried == (id(self.norm_weight), self.norm_weight._version):
+            if distributed() and ((self.norm_weight > 0) & (self.norm_weight != 1)).any():
+                raise RuntimeError("carry_scale=True cannot be used with fully_shard, which loses what is carried")
             return  # unchanged since; the backward of an earlier forward may need it as it is
         gain = torch.where(self.norm_weight > 0, self.norm_weight, 1.0)
         for vector in (self.neuron.threshold, *self._beside_gain()):

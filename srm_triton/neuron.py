@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
-from srm_triton.functions import traced
+from srm_triton.functions import refuse_script, traced
 from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
 from srm_triton.parameters import (
     LOWER_BOUNDS,
@@ -59,6 +59,8 @@ class SRMNeuron(nn.Module):
         >>> SRMNeuron(learn=("threshold",), channels=3).threshold
         tensor([1., 1., 1.], grad_fn=<AddBackward0>)
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

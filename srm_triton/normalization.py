@@ -5,13 +5,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_tensor
+from srm_triton.functions import refuse_script
 from srm_triton.ops.batch_norm import batch_norm_with_statistics
 
 
 class BatchNorm1d(nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` on this package's batch-norm kernels: same arguments, statistics and `state_dict`.
 
-    It differs in one point: in training it cannot be differentiated twice.
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` makes PyTorch's own layer of it, with its parameters and buffers.
 
     Shape:
         [batch, features] or [batch, features, length] to the same.
@@ -26,6 +27,8 @@ class BatchNorm1d(nn.BatchNorm1d):
         >>> layer(torch.rand(5, 3)).mean(0).abs().max() < 1e-6
         tensor(True)
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *arguments: Any, **options: Any
@@ -52,18 +55,18 @@ class BatchNorm1d(nn.BatchNorm1d):
         outputs, mean, variance = batch_norm_with_statistics(
             samples, self.weight, self.bias, dim=0, eps=self.eps, correction=0
         )
-        if self.training and self.running_mean is not None:
+        if self.training and self.track_running_stats:
             self._update_running_statistics(mean, variance, samples.shape[0])
         if inputs.dim() == 2:
             return outputs
         return outputs.unflatten(0, (inputs.shape[0], *inputs.shape[2:])).movedim(-1, 1).contiguous()
 
     def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        momentum: Any = self.momentum
+        momentum: Any = 0.0 if self.momentum is None else self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if momentum is None:
+            if self.momentum is None:
                 momentum = 1 / self.num_batches_tracked
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), momentum)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
+            if running is not None:
+                running.lerp_(value.to(running.dtype), momentum)

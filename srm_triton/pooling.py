@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from srm_triton.affine import as_floats
 from srm_triton.checks import check_option, check_sizes, check_tensor
-from srm_triton.functions import Function, Gradients, once_differentiable, traced
+from srm_triton.functions import Function, Gradients, once_differentiable, refuse_script, traced
 from srm_triton.levels import KEEPS, Keep, decode, encode, mark, parts_of
 from srm_triton.ops.srm_scan import Gradient, check_gradient, needs_gradient
 
@@ -122,6 +122,8 @@ class SpikeAvgPool2d(nn.Module):
         >>> SpikeAvgPool2d(2)(torch.ones(1, 3, 1, 4, 4)).shape
         torch.Size([1, 3, 1, 2, 2])
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from srm_triton.affine import linear, prepare_inputs
 from srm_triton.checks import check_number, check_option, check_size, time_axes
+from srm_triton.functions import refuse_script
 from srm_triton.levels import KEEPS, Keep
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.srm_membrane import srm_membrane
@@ -49,6 +50,8 @@ class SRMReadout(nn.Linear):
         >>> network(torch.rand(2, 8, 64)).mean(1).shape  # ready for F.cross_entropy
         torch.Size([2, 10])
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

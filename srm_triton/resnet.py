@@ -53,6 +53,15 @@ def _sizes(**sizes: Any) -> tuple[int, ...]:
     return tuple(check_number(name, size, 1, whole=True) for name, size in sizes.items())
 
 
+class _Network(nn.Sequential):
+    """A network whose slices, such as ``model[:-1]``, are those of a `torch.nn.Sequential` with the same modules."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
+
 class BasicBlock2D(nn.Module):
     """Two 3 × 3 convolutions, and a shortcut around them: the identity, or a 1 × 1 convolution where the shape changes.
 
@@ -86,12 +95,21 @@ class BasicBlock2D(nn.Module):
         outputs = F.relu(self.bn1(self.conv1(inputs)))
         return F.relu(self.bn2(self.conv2(outputs)) + self.shortcut(inputs))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Takes torchvision's name of the shortcut too."""
+        for name in [name for name in state_dict if name.startswith(f"{prefix}downsample.")]:
+            ours = f"{prefix}shortcut.{name.removeprefix(f'{prefix}downsample.')}"
+            if ours not in state_dict:
+                state_dict[ours] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-class ResNet18_2D(nn.Sequential):  # noqa: N801, the published name
+
+class ResNet18_2D(_Network):  # noqa: N801, the published name
     """ResNet-18 for images, whose last layer, `fc`, is a sparse representation.
 
-    Its modules have the published names, so that checkpoints load; those with a fully connected layer of as many
-    outputs load with ``head="linear"`` in full.
+    Its modules have the published names, so that checkpoints load, those of torchvision too, whose shortcuts are called
+    `downsample`; those with a fully connected layer of as many outputs load with ``head="linear"`` in full. Slices are
+    plain sequences of modules: ``model[:-1]`` returns the features.
 
     Args:
         out_features: size of each output, with ``head="sparse"`` the number of atoms.
@@ -236,7 +254,7 @@ class _GlobalSpikeAvgPool2d(nn.Module):
         return pool(inputs).flatten(2)
 
 
-class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
+class SpikingResNet18_2D(_Network):  # noqa: N801, after it
     """ResNet-18 of spiking neurons.
 
     `SRMConv2d` stands for each convolution with its batch normalisation and rectifier, average pooling for max pooling,

@@ -10,19 +10,30 @@ soft threshold (`srm_triton/ops/shrink.py`), from z = y = 0, t = 1:
     t⁺ = (1 + √(1 + 4t²))/2
     y⁺ = z⁺ + (t − 1)/t⁺·(z⁺ − z)
 
-It is computed in units of 1/L, in which the threshold is λ. Sources: Beck and Teboulle, "A Fast Iterative
+With non-negative codes, z ≥ 0, the threshold is max(v − λ/L, 0) instead. It is computed in units of 1/L, in which the
+threshold is λ. Sources: Beck and Teboulle, "A Fast Iterative
 Shrinkage-Thresholding Algorithm for Linear Inverse Problems", SIAM J. Imaging Sciences 2009; restart: O'Donoghue and
 Candès, "Adaptive Restart for Accelerated Gradient Schemes", Found. Comput. Math. 2015; unrolled as a layer: Gregor and
 LeCun, "Learning Fast Approximations of Sparse Coding", ICML 2010.
 """
 
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton.checks import check_goes_with, check_number, check_same, check_size, check_tensor
+from srm_triton.checks import (
+    as_number,
+    check_goes_with,
+    check_number,
+    check_option,
+    check_same,
+    check_size,
+    check_tensor,
+)
+from srm_triton.functions import refuse_script, traced
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.shrink import soft_threshold
 from srm_triton.precision import without_autocast
@@ -37,8 +48,12 @@ class SparseStatistics(NamedTuple):
     """Number of non-zeros in units of the number of atoms."""
 
 
-def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iterations: int = 20) -> Tensor:
+def sparse_encode(
+    inputs: Tensor, dictionary: Tensor, sparsity: float, iterations: int = 20, *, positive: bool = False
+) -> Tensor:
     """Returns sparse codes by unrolled FISTA (equations: the module's).
+
+    A warning says where all codes are 0 because of the sparsity; on a GPU and in traced code nobody looks.
 
     Args:
         inputs: x, [..., features]; float64, float32, float16 or bfloat16. It is computed in float64 for float64, else
@@ -48,13 +63,15 @@ def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iteration
         sparsity: λ, positive; the larger, the fewer non-zeros. Above max|Dᵀx| the code is 0.
         iterations: how many; the more atoms there are for each feature, the more it takes to come near the smallest
             objective, which `sparse_statistics` reports.
+        positive: whether codes have to be at least 0.
 
     Returns:
         [..., atoms] in the dtype of `inputs`. A NaN makes NaN of its own sample's code only.
 
     Raises:
         TypeError: for another dtype, or a sparsity or number of iterations of another type.
-        ValueError: for another shape or device, a sparsity that is not positive, fewer than one iteration.
+        ValueError: for another shape or device, a sparsity that is not positive, fewer than one iteration, or a
+            `positive` that is no bool.
 
     Example:
         >>> dictionary = torch.eye(3)
@@ -62,16 +79,30 @@ def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iteration
         tensor([2.0000, 0.0000, 0.5000])
     """
     _check_inputs(inputs, dictionary)
-    sparsity = check_number("sparsity", sparsity, 0, above=True)
+    sparsity = _check_sparsity(sparsity)
     iterations = check_number("iterations", iterations, 1, whole=True)
+    positive = check_option("positive", positive, (False, True))
     with without_autocast(inputs):
         dtype = accumulator_dtype(inputs.dtype)
         x, atoms = inputs.to(dtype).reshape(-1, inputs.shape[-1]), dictionary.to(dtype)
-        codes = _fista(x, atoms, sparsity, iterations)
+        codes = _fista(x, atoms, sparsity, iterations, positive)
+        if codes.device.type == "cpu" and codes.numel() and not traced() and not codes.any():
+            _warn_of_silence(x, atoms, sparsity, positive)
     return codes.to(inputs.dtype).reshape(*inputs.shape[:-1], dictionary.shape[1])
 
 
-def _fista(x: Tensor, dictionary: Tensor, sparsity: float, iterations: int) -> Tensor:
+def _warn_of_silence(x: Tensor, dictionary: Tensor, sparsity: float, positive: bool) -> None:
+    correlation = x.detach() @ dictionary.detach()
+    largest = float((correlation if positive else correlation.abs()).max())
+    if correlation.any() and largest <= sparsity:
+        kind = "correlation" if positive else "|correlation|"
+        warnings.warn(
+            f"all codes are 0: sparsity = {sparsity:g} must be below {largest:g}, the largest {kind} with an atom",
+            stacklevel=3,
+        )
+
+
+def _fista(x: Tensor, dictionary: Tensor, sparsity: float, iterations: int, positive: bool) -> Tensor:
     gram = dictionary.t() @ dictionary
     features, atoms = dictionary.shape
     largest = torch.linalg.eigvalsh(gram if atoms <= features else dictionary @ dictionary.t())[-1]  # the same of both
@@ -81,7 +112,8 @@ def _fista(x: Tensor, dictionary: Tensor, sparsity: float, iterations: int) -> T
     z = y = torch.zeros_like(correlation)
     t = torch.ones_like(correlation[:, :1])
     for _ in range(iterations):
-        z_next = soft_threshold(torch.addmm(correlation, y, keep), sparsity)
+        v = torch.addmm(correlation, y, keep)
+        z_next = F.relu(v - sparsity) if positive else soft_threshold(v, sparsity)
         uphill = ((y - z_next) * (z_next - z)).sum(1, keepdim=True) > 0
         t = t.masked_fill(uphill, 1)
         t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
@@ -109,7 +141,7 @@ def sparse_statistics(inputs: Tensor, dictionary: Tensor, codes: Tensor, sparsit
         SparseStatistics(objective=tensor([2.5000]), nonzero_share=tensor([0.5000]))
     """
     _check_inputs(inputs, dictionary)
-    sparsity = check_number("sparsity", sparsity, 0, above=True)
+    sparsity = _check_sparsity(sparsity)
     check_tensor("codes", codes)
     check_same("codes", codes, "inputs", inputs)
     expected = [*inputs.shape[:-1], dictionary.shape[1]]
@@ -132,6 +164,17 @@ def _check_inputs(inputs: Tensor, dictionary: Tensor) -> None:
     check_size("inputs", inputs, -1, dictionary.shape[0], "axis 0 of dictionary")
 
 
+def _check_sparsity(sparsity: Any) -> float:
+    number = as_number(sparsity)
+    if type(number) in (int, float) and number == 0:
+        raise ValueError(
+            f"sparsity must be finite and > 0, got {number}: codes without it are the least-squares solution, which "
+            "is not sparse, and which torch.linalg.lstsq finds at once"
+        )
+    value: float = check_number("sparsity", sparsity, 0, above=True)
+    return value
+
+
 class SparseRepresentation(nn.Module):
     """A layer that represents its inputs sparsely over a learned dictionary of atoms of norm 1.
 
@@ -140,6 +183,7 @@ class SparseRepresentation(nn.Module):
         atoms: size of each code.
         sparsity: λ, positive.
         iterations: of FISTA.
+        positive: whether codes have to be at least 0.
         classes: if given, a linear classifier on the code gives so many outputs.
         device: of the parameters, as in `torch.nn.Linear`.
         dtype: of the parameters.
@@ -163,6 +207,8 @@ class SparseRepresentation(nn.Module):
         tensor(True)
     """
 
+    __prepare_scriptable__ = refuse_script
+
     def __init__(
         self,
         in_features: int,
@@ -170,6 +216,7 @@ class SparseRepresentation(nn.Module):
         sparsity: float = 0.1,
         iterations: int = 20,
         *,
+        positive: bool = False,
         classes: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -177,8 +224,9 @@ class SparseRepresentation(nn.Module):
         super().__init__()
         in_features = check_number("in_features", in_features, 1, whole=True)
         atoms = check_number("atoms", atoms, 1, whole=True)
-        self.sparsity: float = check_number("sparsity", sparsity, 0, above=True)
+        self.sparsity: float = _check_sparsity(sparsity)
         self.iterations: int = check_number("iterations", iterations, 1, whole=True)
+        self.positive: bool = check_option("positive", positive, (False, True))
         self.dictionary = nn.Parameter(torch.empty(in_features, atoms, device=device, dtype=dtype))
         self.classifier: nn.Linear | None = None
         if classes is not None:
@@ -199,7 +247,7 @@ class SparseRepresentation(nn.Module):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Returns the codes of `sparse_encode`, [..., atoms]."""
-        return sparse_encode(inputs, self.atoms(), self.sparsity, self.iterations)
+        return sparse_encode(inputs, self.atoms(), self.sparsity, self.iterations, positive=self.positive)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the codes, or what the classifier makes of them."""
@@ -217,4 +265,5 @@ class SparseRepresentation(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and constants, as the module prints them."""
         in_features, atoms = self.dictionary.shape
-        return f"in_features={in_features}, atoms={atoms}, sparsity={self.sparsity}, iterations={self.iterations}"
+        sizes = f"in_features={in_features}, atoms={atoms}"
+        return f"{sizes}, sparsity={self.sparsity}, iterations={self.iterations}, positive={self.positive}"

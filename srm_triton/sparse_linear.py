@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_same, check_size, check_tensor
+from srm_triton.functions import refuse_script
 from srm_triton.ops.sparse_linear import accept_beta, csr_matrix, sparse_product
 
 
@@ -50,6 +51,8 @@ class SparseLinear(nn.Module):
     row_indices: Tensor
     order: Tensor
 
+    __prepare_scriptable__ = refuse_script
+
     def __init__(
         self,
         in_features: int,
@@ -61,6 +64,19 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._allocate(in_features, out_features, density, bias, device, dtype)
+        self._keep_largest(torch.rand(out_features, in_features, device=device))
+        self.reset_parameters()
+
+    def _allocate(
+        self,
+        in_features: int,
+        out_features: int,
+        density: float,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
         in_features = check_number("in_features", in_features, 1, whole=True)
         out_features = check_number("out_features", out_features, 1, whole=True)
         density = check_number("density", density, 0, above=True)
@@ -71,12 +87,10 @@ class SparseLinear(nn.Module):
         count = max(1, round(density * in_features * out_features))
         self.values = nn.Parameter(torch.empty(count, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        self._keep_largest(torch.rand(out_features, in_features, device=device))
-        self.reset_parameters()
 
     @classmethod
     def from_dense(cls, linear: nn.Linear, density: float) -> "SparseLinear":
-        """Copies a dense layer, without its weights of least magnitude.
+        """Copies a dense layer, without its weights of least magnitude, and without drawing random numbers.
 
         Args:
             linear: the dense layer; it is left as it is.
@@ -94,8 +108,10 @@ class SparseLinear(nn.Module):
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         weight, bias = linear.weight.detach(), linear.bias
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
         sizes = linear.in_features, linear.out_features
-        layer = cls(*sizes, density=density, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+        layer._allocate(*sizes, density, bias is not None, weight.device, weight.dtype)
         kept = layer._keep_largest(weight.abs())
         with torch.no_grad():
             layer.values.copy_(weight[kept])
@@ -163,6 +179,9 @@ class SparseLinear(nn.Module):
         crow_indices = state_dict.get(f"{prefix}crow_indices", self.crow_indices)
         col_indices = state_dict.get(f"{prefix}col_indices", self.col_indices)
         try:
+            if isinstance(col_indices, Tensor) and len(col_indices) != len(self.values):
+                density = len(col_indices) / (self.in_features * self.out_features)
+                raise TypeError(f"the state has {len(col_indices)}; make the layer with density={density}")
             transposed = self._transpose(crow_indices, col_indices)
         except (RuntimeError, TypeError) as error:
             error_messages: list[str] = arguments[-1]

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srm_triton.functions import traced
+from srm_triton.functions import distributed, traced
 
 
 class WeightCache:
     """What a layer computed from its parameters, by name; `names` says for which, `clear` forgets all.
 
     It is used where no gradient is wanted, and only for sources that are the same tensors, in the same memory, with the
-    same number of changes in place. A change that PyTorch does not count, through `.data`, is not seen before `clear`.
-    Copies and files of a layer begin with none.
+    same number of changes in place. A change that PyTorch does not count, through `.data`, is not seen before `clear`;
+    in a group of processes, where `fully_shard` makes such changes, nothing is kept. Copies and files of a layer begin
+    with none.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class WeightCache:
         """What `compute` makes of the sources, which is called if one of them has changed or needs a gradient."""
         tensors = [source for source in sources if source is not None]
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if wanted or traced() or any(tensor.is_inference() for tensor in tensors):
+        if wanted or traced() or distributed() or any(tensor.is_inference() for tensor in tensors):
             return compute()
         mode = torch.is_inference_mode_enabled()  # autograd could not use what is made in it
         stamps = [(mode, tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors]

@@ -5,6 +5,7 @@ A server that has imported everything forks them, so that a new one takes millis
 
 import contextlib
 import faulthandler
+import functools
 import itertools
 import json
 import multiprocessing
@@ -26,10 +27,27 @@ import pytest
 import torch
 import torch._dynamo  # which PyTorch imports anyway, but only as a process runs its first operation
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from srm_triton import SpikeAvgPool2d, SRMConv2d, SRMLinear, count_loss, plots, training
+from srm_triton import (
+    BatchNorm1d,
+    SparseLinear,
+    SparseRepresentation,
+    SpikeAvgPool2d,
+    SRMConv2d,
+    SRMLinear,
+    SRMNeuron,
+    SRMParameters,
+    SRMReadout,
+    SRMRecurrent,
+    count_loss,
+    plots,
+    training,
+)
 from srm_triton.cli import main
 from srm_triton.data import LabelledImages
 from srm_triton.files import partial
@@ -200,6 +218,93 @@ def test_two_processes_train_as_one(static_graph, start, tmp_path):
     torch.testing.assert_close(rank_0, one, rtol=1e-14, atol=1e-16)
     assert not torch.equal(losses_0, losses_1)  # the data differ
     torch.testing.assert_close((losses_0 + losses_1) / 2, losses, rtol=1e-15, atol=0)
+
+
+def join(rank: int, folder: Path) -> DeviceMesh:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    return init_device_mesh("cpu", (2,))
+
+
+EARLY = SRMParameters(threshold=0.02)
+LAYERS = (
+    (functools.partial(SRMLinear, 8, 6, EARLY, learn=("threshold",), bias=True), (4, 5, 8)),
+    (functools.partial(SRMConv2d, 2, 4, 3, parameters=EARLY), (4, 5, 2, 6, 6)),
+    (functools.partial(SRMRecurrent, 8, 6, EARLY), (4, 5, 8)),
+    (functools.partial(SRMNeuron, EARLY, learn=("threshold",), channels=8), (4, 5, 8)),
+    (functools.partial(SRMReadout, 8, 6), (4, 5, 8)),
+    (functools.partial(BatchNorm1d, 8), (6, 8)),
+    (functools.partial(SparseLinear, 8, 6, density=0.5), (4, 8)),
+    (functools.partial(SparseRepresentation, 8, 12, classes=3), (4, 8)),
+)
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make().double()
+
+
+def shard_layers(rank: int, folder: Path) -> None:
+    """Each layer, sharded by FSDP2, does what it does whole."""
+    mesh = join(rank, folder)
+    for make, shape in LAYERS:
+        plain, sharded = seeded(make), seeded(make)
+        fully_shard(sharded, mesh=mesh)
+        inputs = 5 * torch.randn(shape, dtype=torch.float64)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=1e-3) for model in (plain, sharded)]
+        for learning in (True, True, False, True, False):
+            expected, outputs = (model.train(learning)(inputs) for model in (plain, sharded))
+            assert torch.equal(outputs, expected) and expected.any(), make
+            with torch.no_grad():
+                assert torch.equal(sharded(inputs), plain(inputs)), make
+            for optimizer, result in zip(optimizers, (expected, outputs), strict=True):
+                optimizer.zero_grad()
+                result.square().sum().backward()
+                optimizer.step()
+        for name, value in plain.state_dict().items():
+            other = sharded.state_dict()[name]
+            torch.testing.assert_close(other.full_tensor() if isinstance(other, DTensor) else other, value)
+
+
+def refuse_what_cannot_be_sharded(rank: int, folder: Path) -> None:
+    mesh = join(rank, folder)
+    for make, shape in LAYERS:
+        layer = seeded(make)
+        distribute_module(layer, mesh)
+        inputs = torch.rand(shape, dtype=torch.float64)
+        if isinstance(layer, (SRMNeuron, SparseLinear)):  # of others the parameters are checked by name
+            with pytest.raises(TypeError, match="each argument must be a plain tensor, got a DTensor"):
+                layer(inputs)
+        with pytest.raises(
+            TypeError, match=r"must be a plain tensor, got a DTensor: shard the module by .*fully_shard"
+        ):
+            layer(distribute_tensor(inputs, mesh, [Replicate()]))
+    layer = seeded(functools.partial(SRMLinear, 8, 6, carry_scale=True))
+    nn.init.uniform_(layer.norm_weight, 0.5, 2)
+    fully_shard(layer, mesh=mesh)
+    inputs = torch.rand(4, 5, 8, dtype=torch.float64)
+    layer(inputs).sum().backward()
+    with pytest.raises(RuntimeError, match="carry_scale=True cannot be used with fully_shard"):
+        layer(inputs)
+
+
+def keep_no_weights(rank: int, folder: Path) -> None:
+    """FSDP2 gathers into a tensor that stays the same for whoever asks PyTorch, in memory that may be the same too."""
+    join(rank, folder)
+    layer = SRMLinear(8, 6).eval()
+    with torch.no_grad():
+        before = layer(10 * torch.ones(1, 5, 8)), layer.effective_weight()
+        with torch.autograd._unsafe_preserve_version_counter(layer.weight):
+            layer.weight.copy_(torch.rand_like(layer.weight))
+        assert layer.weight_cache.names == () and not torch.equal(layer.effective_weight(), before[1])
+
+
+@pytest.mark.parametrize("work", [shard_layers, refuse_what_cannot_be_sharded, keep_no_weights])
+def test_two_processes_share_the_parameters(work, start, tmp_path):
+    processes = [start(work, rank, tmp_path) for rank in range(2)]
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
 
 
 def command(arguments: list[str], output: Path, environment: dict[str, str]) -> None:

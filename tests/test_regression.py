@@ -2,6 +2,7 @@
 
 import operator
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
@@ -25,6 +26,25 @@ def with_condition(condition, samples=60, features=5):
     torch.manual_seed(1)
     u, _, v = torch.linalg.svd(torch.randn(samples, features).double() + 0.5, full_matrices=False)
     return u * torch.logspace(0, -1, features, base=condition).double() @ v
+
+
+def exactly(x, y, sample_weight=None, fit_intercept=True):
+    """Weights and bias from the normal equations, in fractions."""
+    rows = [[*map(Fraction, row), *([Fraction(1)] * fit_intercept)] for row in x.tolist()]
+    importance = [Fraction(1)] * len(rows) if sample_weight is None else [*map(Fraction, sample_weight.tolist())]
+    targets, size = [*map(Fraction, y.tolist())], len(rows[0])
+    system = [
+        [sum(w * row[i] * row[j] for w, row in zip(importance, rows, strict=True)) for j in range(size)]
+        + [sum(w * row[i] * target for w, row, target in zip(importance, rows, targets, strict=True))]
+        for i in range(size)
+    ]
+    for i in range(size):  # Gauss and Jordan
+        system[i] = [value / system[i][i] for value in system[i]]
+        for j in range(size):
+            if j != i:
+                system[j] = [a - system[j][i] * b for a, b in zip(system[j], system[i], strict=True)]
+    solution = [float(row[-1]) for row in system]
+    return (solution[:-1], solution[-1]) if fit_intercept else (solution, 0.0)
 
 
 def assert_fits_like_scikit_learn(x, y, tolerance=1e-6):
@@ -213,22 +233,137 @@ def test_fit_starts_anew_and_leaves_no_graph():
 
 def test_end_without_convergence_is_reported():
     x, y = with_condition(100), torch.randn(60).double()
-    model = LinearRegression(max_iterations=10)
-    with pytest.warns(
-        ConvergenceWarning, match=r"the gradient is .* after max_iterations = 10, more than tolerance"
-    ) as w:
+    model = LinearRegression(tolerance=1e-20, max_iterations=7)
+    message = "the gradient is .*e-1. of its scale after max_iterations = 7, more than tolerance = 1e-20"
+    with pytest.warns(ConvergenceWarning, match=message) as caught:
         model.fit(x, y)
-    assert w[0].filename == __file__
-    assert (model.iterations, model.converged) == (10, False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        losses = [
-            (LinearRegression(max_iterations=n).fit(x, y).predict(x) - y).square().mean().item() for n in (1, 10, 99)
-        ]
-    assert losses == sorted(losses, reverse=True)
+    assert caught[0].filename == __file__
+    assert (model.iterations, model.converged) == (7, False)
     loose = LinearRegression(tolerance=1e-3).fit(x, y)
-    assert loose.converged
-    assert 0 < loose.iterations < LinearRegression().fit(x, y).iterations
+    assert loose.converged and 0 < loose.iterations < 7
+    torch.testing.assert_close(loose.weight, model.weight, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("scales", [(1, 1e6), (1e6, 1), (1e-150, 1e150), (1, 1e20)])
+def test_scales_of_features_cost_neither_time_nor_digits(scales, weighted, fit_intercept):
+    x, y, _, _ = drawn((2,), (), samples=40)
+    x = (x + torch.tensor([0.3, -2.0]).double()) * torch.tensor(scales, dtype=torch.float64)
+    sample_weight = torch.rand(40).double() if weighted else None
+    model = LinearRegression(fit_intercept=fit_intercept).fit(x, y, sample_weight)
+    assert model.converged and model.iterations <= 2
+    weight, bias = exactly(x, y, sample_weight, fit_intercept)
+    assert model.weight.tolist() == pytest.approx(weight, rel=1e-13, abs=0)
+    assert model.bias.item() == pytest.approx(bias, rel=1e-13, abs=0)
+
+
+@pytest.mark.parametrize("condition", [1e5, 1e8, 1e11])
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_nearly_dependent_features_are_solved_and_reported(condition, noise):
+    x = with_condition(condition)
+    y = x @ torch.arange(1.0, 6.0).double() + noise * torch.randn(60).double()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = LinearRegression().fit(x, y)
+    assert model.converged and model.iterations <= 4
+    weight, _ = exactly(x, y)
+    assert model.weight.tolist() == pytest.approx(weight, rel=1e-16 * condition * (1e3 if noise == 0 else 1e5))
+    assert (condition, len(caught)) in ((1e5, 0), (1e8, 1), (1e11, 1))
+    for warning in caught:
+        assert warning.category is ConvergenceWarning and warning.filename == __file__
+        assert "nearly dependent, their condition number is " in str(warning.message)
+
+
+def test_a_large_residual_is_reported_where_it_costs_digits():
+    """It stands at right angles to all features; rounding of the features turns some of it into weights."""
+    x = with_condition(3e4)
+    u = torch.linalg.svd(torch.cat([x, torch.ones(60, 1).double()], 1))[0][:, 6]
+    y = x @ torch.linalg.svd(x - x.mean(0)).Vh[0]
+    LinearRegression().fit(x, y + 1e-3 * u)
+    with pytest.warns(ConvergenceWarning, match="nearly dependent"):
+        LinearRegression().fit(x, y + 1e3 * u)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_features_that_are_dependent_but_for_rounding_get_the_smallest_weights(dtype):
+    x, y, _, _ = drawn((3,), (2,), dtype, samples=60)
+    x = torch.cat([x, x.sum(1, keepdim=True)], 1)
+    x[:, 2] = x[:, 2] + 0  # the sum is rounded
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = LinearRegression().fit(x, y)
+    assert len(caught) == (dtype == torch.float32)  # in float64 such a sum is as dependent as any
+    matrix = x.double() - x.double().mean(0)
+    expected = torch.linalg.pinv(matrix, rtol=1e-5) @ (y.double() - y.double().mean(0))
+    torch.testing.assert_close(model.weight.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_smallest_weights_are_those_in_the_units_of_the_user():
+    x, y, _, _ = drawn((3,), (), samples=40)
+    scaled = torch.cat([x, 1000 * x[:, :1], x[:, 1:2] - 5, torch.ones(40, 1).double()], 1)
+    model = assert_fits_like_scikit_learn(scaled, y, tolerance=1e-12)
+    assert model.weight[3].item() == pytest.approx(1000 * model.weight[0].item(), abs=1e-10)
+    model = LinearRegression(fit_intercept=False).fit(scaled, y)
+    expected = torch.linalg.pinv(scaled, rtol=1e-12) @ y
+    torch.testing.assert_close(model.weight, expected, rtol=0, atol=1e-12)
+    assert model.bias == 0
+
+
+def test_what_varies_by_rounding_alone_is_constant():
+    x, y, _, _ = drawn((2,), (), samples=40)
+    jitter = 0.3 + 2.0**-54 * (torch.arange(40) % 2).double()
+    assert len(set(jitter.tolist())) == 2
+    model = LinearRegression().fit(torch.cat([x, jitter[:, None]], 1), y)
+    plain = LinearRegression().fit(x, y)
+    assert torch.equal(model.weight[:2], plain.weight) and model.weight[2] == 0 and torch.equal(model.bias, plain.bias)
+
+
+@pytest.mark.parametrize(("features", "targets"), SHAPES)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_options_equal_scikit_learn(features, targets, fit_intercept, weighted):
+    x, y, _, _ = drawn(features, targets, samples=40)
+    sample_weight = torch.rand(40).double() * 1e3 if weighted else None
+    ours = LinearRegression(fit_intercept=fit_intercept).fit(x, y, sample_weight)
+    matrix, importance = x.reshape(40, -1).numpy(), None if sample_weight is None else sample_weight.numpy()
+    theirs = linear_model.LinearRegression(fit_intercept=fit_intercept).fit(matrix, y.numpy(), importance)
+    assert ours.weight.flatten().tolist() == pytest.approx(theirs.coef_.T.flatten(), rel=1e-12)
+    assert ours.bias.shape == targets
+    assert ours.bias.tolist() == pytest.approx(theirs.intercept_ if fit_intercept else torch.zeros(targets).tolist())
+    for model in (ours, LinearRegression().fit(x + 1, y * 2)):  # the second is a poor one
+        model.weight, model.bias = model.weight.clone(), model.bias.clone()
+        theirs.coef_, theirs.intercept_ = model.weight.reshape(len(matrix[0]), -1).T.numpy(), model.bias.numpy()
+        if not targets:
+            theirs.coef_ = theirs.coef_[0]
+        for each in (None, importance):
+            expected = theirs.score(matrix, y.numpy(), each)
+            score = model.score(x, y, None if each is None else sample_weight)
+            assert isinstance(score, float) and score == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e300])
+def test_whole_sample_weights_are_copies(scale):
+    x, y, _, _ = drawn((3,), (2,), samples=12)
+    counts = torch.tensor([0, 3, 1, 2] * 3)
+    x[0], y[0] = 1e9, -1e9  # which does not count
+    repeated = x.repeat_interleave(counts, 0), y.repeat_interleave(counts, 0)
+    model, expected = LinearRegression().fit(x, y, counts.double() * scale), LinearRegression().fit(*repeated)
+    torch.testing.assert_close(model.weight, expected.weight, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(model.bias, expected.bias, rtol=1e-13, atol=1e-14)
+    assert model.score(x, y, counts.double() * scale) == pytest.approx(expected.score(*repeated), rel=1e-13)
+
+
+def test_scores_by_hand():
+    x, y = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 6.0])
+    model = LinearRegression().fit(x, x)
+    assert model.score(x, y) == pytest.approx(1 - 9 / 14)  # residuals 0, 0, 3; deviations −2, −1, 3
+    assert model.score(x, y, torch.tensor([1.0, 1.0, 0.0])) == 1
+    constant = torch.stack([torch.full((3,), 4.0), x], 1)
+    both = LinearRegression().fit(x, constant)
+    assert both.score(x, constant) == pytest.approx(1)
+    assert both.score(x, constant + torch.tensor([1.0, 0.0])) == pytest.approx(0.5)
+    assert LinearRegression().fit(x.half(), y.half()).score(x.half(), y.half() * 0 + 5) == 0
 
 
 @pytest.mark.parametrize(("features", "targets"), SHAPES)
@@ -296,6 +431,27 @@ def test_bad_data(function):
             function(*({"x": x, "y": y} | changed).values(), weight, bias)
 
 
+@pytest.mark.parametrize("method", [LinearRegression.fit, LinearRegression.score])
+def test_bad_sample_weights(method):
+    x, y, _, _ = drawn((3,), (2,))
+    model, ones = LinearRegression().fit(x, y), torch.ones(7).double()
+    cases = [
+        (ones.tolist(), TypeError, "sample_weight must be a torch.Tensor, got list"),
+        (ones.long(), TypeError, "sample_weight must have one of the dtypes"),
+        (ones.float(), TypeError, "sample_weight must have the dtype of x"),
+        (ones[:6], ValueError, r"sample_weight must have 7 entries on axis 0 \(the samples of x\), got \[6\]"),
+        (ones[:, None], ValueError, r"sample_weight must have the shape \[samples\], got \[7, 1\]"),
+        (ones[:0], ValueError, "sample_weight must have 7 entries"),
+        (ones * 0, ValueError, "sample_weight must be above 0 for at least one sample, got zeros"),
+        (-ones, ValueError, r"sample_weight must be finite and at least 0, got -1 at \[0\] \(7 of 7"),
+        (ones / 0, ValueError, "sample_weight must be finite and at least 0, got inf"),
+        (ones.to("meta"), ValueError, "sample_weight must be on the device of x, cpu, got meta"),
+    ]
+    for sample_weight, error, message in cases:
+        with pytest.raises(error, match=message):
+            method(model, x, y, sample_weight)
+
+
 def test_bad_parameters():
     x, y, weight, bias = drawn((3,), (2,))
     cases = [
@@ -309,6 +465,11 @@ def test_bad_parameters():
         (lambda: LinearRegression(tolerance="1"), TypeError, "tolerance must be a number"),
         (lambda: LinearRegression(max_iterations=0), ValueError, "max_iterations must be finite and ≥ 1, got 0"),
         (lambda: LinearRegression(max_iterations=1.5), TypeError, "max_iterations must be an int"),
+        (lambda: LinearRegression(fit_intercept=1), ValueError, r"fit_intercept must be one of \(True, False\), got 1"),
+        (lambda: LinearRegression().score(x, y), RuntimeError, r"no weight before fit\(x, y\)"),
+        (lambda: LinearRegression().fit(x, y).score(x, y[:, 0]), ValueError, r"y must have the shape \[7, 2\] of the"),
+        (lambda: LinearRegression().fit(x, y).score(x, y / 0), ValueError, "y must be finite, got 14 NaN or infinite"),
+        (lambda: LinearRegression().fit(x, y).score(x[:1], y[:1]), ValueError, "at least two samples .*, got 1"),
         (lambda: LinearRegression().predict(x), RuntimeError, r"no weight before fit\(x, y\)"),
         (lambda: LinearRegression().fit(x, y).predict(x.float()), TypeError, "x must have the dtype of weight"),
         (lambda: LinearRegression().fit(x, y).predict(x[0]), ValueError, r"shape \[samples, 3\], as in fit, got \[3\]"),

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -103,6 +104,26 @@ class TestResNet:
         assert result.unexpected_keys == unexpected and result.missing_keys == missing
         kept = set(before) - {"bias"}
         assert all(torch.equal(model.fc.state_dict()[name], before[name]) for name in kept)
+
+    def test_the_names_of_torchvision_load(self):
+        state = published_state(width=4, in_channels=3, outputs=10)
+        renamed = {name.replace(".shortcut.", ".downsample."): value for name, value in state.items()}
+        assert "layer2.0.downsample.1.running_var" in renamed and len(renamed) == len(state)
+        expected, model = (ResNet18_2D(10, 3, "linear", width=4) for _ in range(2))
+        expected.load_state_dict(state)
+        model.load_state_dict(copied := dict(renamed))
+        assert copied == renamed  # which is left as it was
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in expected.state_dict().items())
+        wrapped = nn.Sequential(OrderedDict(module=ResNet18_2D(10, 3, "linear", width=4)))
+        wrapped.load_state_dict({f"module.{name}": value for name, value in renamed.items()})
+        assert torch.equal(
+            wrapped.state_dict()["module.layer4.0.shortcut.0.weight"], state["layer4.0.shortcut.0.weight"]
+        )
+        for odd in ("layer2.0.downsample.0.bias", "layer1.0.downsample.0.weight", "layer2.0.downsampled.0.weight"):
+            with pytest.raises(RuntimeError, match="Unexpected key"):
+                model.load_state_dict(renamed | {odd: torch.ones(1)})
+        with pytest.raises(RuntimeError, match=r"Unexpected key.*layer2\.0\.downsample\.0\.weight"):
+            model.load_state_dict(state | {"layer2.0.downsample.0.weight": torch.ones(8, 4, 1, 1)})
 
     def test_training_updates_the_running_statistics(self):
         model = ResNet18_2D(4, head="linear", width=4)
@@ -266,6 +287,20 @@ class TestSpikingResNet:
             spikes = function(inputs)
             gradients.append((spikes, *torch.autograd.grad(spikes.sum(), list(model.parameters()))))
         assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("spiking", [False, True])
+def test_slices_are_the_features(spiking):
+    model = SpikingResNet18_2D(3, 2, EARLY, width=2) if spiking else ResNet18_2D(3, 2, "linear", width=2)
+    images = torch.rand(2, 4, 2, 33, 17) if spiking else torch.rand(2, 2, 33, 17)
+    model.eval()
+    features = model[:-1](images)
+    assert features.shape == (*images.shape[:-3], 16)
+    assert torch.equal(model.fc(features), model(images))
+    assert torch.equal(model[-1:](model[2:-1](model[:2](images))), model(images))
+    assert list(dict(model[::2].named_children())) == list(dict(model.named_children()))[::2]
+    assert type(model[:-1]) is nn.Sequential and model[:-1].conv1 is model.conv1
+    assert model[0] is model.conv1 and model[-1] is model.fc and model[1:1](images) is images
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 17), (2, 64)])

@@ -46,6 +46,7 @@ def test_equals_the_equations(backend, iterations, device):
     assert 0.01 < (codes != 0).double().mean() < 0.6
 
 
+@pytest.mark.filterwarnings("ignore:all codes are 0")
 @pytest.mark.parametrize(("features", "atoms"), [(20, 10), (20, 20), (20, 80), (1, 3), (5, 1)])
 @pytest.mark.parametrize(("sparsity", "dtype"), [(0.01, torch.float64), (0.1, torch.float32), (1.0, torch.float64)])
 def test_converges_to_the_objective_of_scikit_learn(features, atoms, sparsity, dtype):
@@ -134,10 +135,54 @@ def test_special_inputs():
     codes = sparse_encode(inputs, dictionary, 0.1, 200)
     assert not codes[0].any() and codes[1].isnan().any() and not codes[3].any()
     torch.testing.assert_close(codes[2, 7].item(), 0.9, rtol=0, atol=1e-9)
-    assert not sparse_encode(inputs[2:], dictionary, 1.01).any()  # above every correlation
     assert not sparse_encode(inputs[2:], torch.zeros_like(dictionary), 0.1).any()
     dictionary[:, 5] = 0
     assert not sparse_encode(inputs[2:], dictionary, 0.01)[:, 5].any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_positive_codes_are_those_of_scikit_learn(backend):
+    inputs, dictionary = problem()
+    with use_backend(backend):
+        codes = sparse_encode(inputs, dictionary, 0.1, iterations=2500, positive=True)
+    expected = sparse_encode_of_scikit_learn(
+        inputs.numpy(), dictionary.t().numpy(), algorithm="lasso_cd", alpha=0.1, max_iter=20000, positive=True
+    )  # fmt: skip
+    assert (codes >= 0).all() and 0.05 < (codes != 0).double().mean() < 0.5
+    ours, theirs = (
+        sparse_statistics(inputs, dictionary, z, 0.1).objective for z in (codes, torch.from_numpy(expected))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+    correlation = (inputs - codes @ dictionary.t()) @ dictionary  # λ where a code is positive, at most λ where it is 0
+    assert (correlation <= 0.1 + 1e-6).all() and (correlation[codes > 0] - 0.1).abs().max() < 1e-6
+    free = sparse_encode(inputs, dictionary, 0.1, iterations=2500)
+    assert (free < 0).any() and sparse_statistics(inputs, dictionary, free, 0.1).objective.sum() < ours.sum()
+
+
+def test_positive_codes_of_the_layer():
+    torch.manual_seed(0)
+    inputs = torch.randn(50, 6).double()
+    layer = SparseRepresentation(6, 9, 0.2, positive=True).double()
+    assert torch.equal(layer(inputs), sparse_encode(inputs, layer.atoms(), 0.2, positive=True))
+    assert (layer(inputs) >= 0).all() and "positive=True" in str(layer)
+    inputs.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: sparse_encode(x, layer.atoms(), 0.2, 5, positive=True), (inputs[:3],))
+
+
+def test_silence_is_warned_of():
+    inputs, dictionary = problem(dtype=torch.float32)
+    correlation = inputs @ dictionary
+    for positive, largest in ((False, correlation.abs().max().item()), (True, correlation.max().item())):
+        with pytest.warns(UserWarning, match=f"all codes are 0: sparsity = .* must be below {largest:g}") as caught:
+            assert not sparse_encode(inputs, dictionary, 1.01 * largest, positive=positive).any()
+        assert caught[0].filename == __file__
+        assert sparse_encode(inputs, dictionary, 0.99 * largest, positive=positive).any()
+    with pytest.warns(UserWarning, match="must be below -.*, the largest correlation with an atom"):
+        sparse_encode(-torch.ones(1, 3), torch.eye(3), 0.1, positive=True)
+    with pytest.warns(UserWarning, match=r"the largest \|correlation\| with"):
+        SparseRepresentation(6, 9, 100.0)(torch.rand(2, 6))
+    for right in (torch.zeros(2, 20), torch.zeros(0, 20), torch.tensor(math.nan).expand(2, 20)):  # whatever λ is
+        sparse_encode(right, dictionary, 100.0)
 
 
 def test_state_is_kept(tmp_path):
@@ -175,6 +220,13 @@ ONES = torch.ones(2, 3)
         (lambda: sparse_encode(ONES, torch.ones(3, 0), 0.1), ValueError, "at least one feature and one atom"),
         (lambda: sparse_encode(torch.tensor(1.0), torch.eye(1), 0.1), ValueError, r"inputs must have the shape"),
         (lambda: sparse_encode(ONES, torch.eye(3), 0), ValueError, "sparsity must be finite and > 0, got 0"),
+        (lambda: sparse_encode(ONES, torch.eye(3), 0.0), ValueError, "least-squares solution.*torch.linalg.lstsq"),
+        (lambda: sparse_encode(ONES, torch.eye(3), False), TypeError, "sparsity must be a number, got False"),
+        (lambda: sparse_encode(ONES, torch.eye(3), math.nan), ValueError, "sparsity must be finite and > 0, got nan"),
+        (lambda: sparse_encode(ONES, torch.eye(3), -1), ValueError, "sparsity must be finite and > 0, got -1"),
+        (lambda: sparse_encode(ONES, torch.eye(3), 0.1, positive=1), ValueError, "positive must be one of"),
+        (lambda: sparse_statistics(ONES, torch.eye(3), ONES, 0), ValueError, "> 0, got 0: codes without it"),
+        (lambda: SparseRepresentation(3, 3, positive="yes"), ValueError, "positive must be one of .*, got 'yes'"),
         (lambda: sparse_encode(ONES, torch.eye(3), "1"), TypeError, "sparsity must be a number"),
         (lambda: sparse_encode(ONES, torch.eye(3), 0.1, 0), ValueError, "iterations must be finite and ≥ 1, got 0"),
         (lambda: sparse_encode(ONES, torch.eye(3), 0.1, 1.5), TypeError, "iterations must be an int"),

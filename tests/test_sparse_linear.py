@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -175,7 +176,6 @@ def test_a_state_that_does_not_fit_is_refused():
     before, good = gradients(layer, inputs), layer.state_dict()
     message = "0.crow_indices and 0.col_indices must be the CSR pattern of 19 weights in a matrix of 7 × 9: "
     for bad in (
-        SparseLinear(9, 7, density=0.2).state_dict(),
         SparseLinear(7, 9, density=0.3).state_dict(),
         good | {"col_indices": good["col_indices"] + 1},
         good | {"col_indices": good["col_indices"] - 1},
@@ -183,6 +183,7 @@ def test_a_state_that_does_not_fit_is_refused():
         good | {"crow_indices": good["crow_indices"].flip(0)},
         good | {"crow_indices": good["crow_indices"].double()},
         good | {"crow_indices": [0, 19]},
+        good | {"col_indices": torch.tensor(19)},
     ):
         with pytest.raises(RuntimeError, match=message):
             nn.Sequential(layer).load_state_dict({f"0.{name}": value for name, value in bad.items()})
@@ -190,6 +191,28 @@ def test_a_state_that_does_not_fit_is_refused():
     result = layer.load_state_dict({"bias": torch.zeros(7)}, strict=False)
     assert set(result.missing_keys) == {"values", "crow_indices", "col_indices"}
     assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("density", [0.2, 1, 0.01])
+def test_a_state_of_another_density_says_so_in_one_line(density):
+    other = SparseLinear(9, 7, density=density)
+    model = nn.Sequential(SparseLinear(9, 7, density=0.3))
+    with pytest.raises(RuntimeError) as caught:
+        model.load_state_dict({f"0.{name}": value for name, value in other.state_dict().items()})
+    lines = str(caught.value).split("\n\t")
+    assert lines[0] == "Error(s) in loading state_dict for Sequential:"
+    pattern = re.fullmatch(r"0\.crow_indices .*: the state has (\d+); make the layer with density=([\d.]+)", lines[1])
+    assert len(lines) == 2 and int(pattern[1]) == len(other.values)
+    assert SparseLinear(9, 7, density=float(pattern[2])).load_state_dict(other.state_dict())
+
+
+def test_copying_a_dense_layer_draws_no_random_numbers():
+    linear = nn.Linear(9, 7)
+    state = torch.get_rng_state()
+    layer = SparseLinear.from_dense(linear, 0.3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [name for name, _ in layer.named_buffers()] == [name for name, _ in SparseLinear(9, 7).named_buffers()]
+    assert str(layer) == str(SparseLinear(9, 7, density=0.3)) and layer.training
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -15,14 +15,21 @@ import torch
 from test_srm_scan import BACKENDS
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.nn.utils import prune
 
 from srm_triton import (
     BatchNorm1d,
+    SparseLinear,
+    SparseRepresentation,
     SpikeAvgPool2d,
+    SRMConv1d,
     SRMConv2d,
+    SRMConv3d,
     SRMLinear,
     SRMNeuron,
     SRMParameters,
+    SRMReadout,
+    SRMRecurrent,
     SRMState,
     batch_norm,
     count_loss,
@@ -184,6 +191,91 @@ def test_exported_and_loaded_by_another_process(tmp_path):
     subprocess.run([sys.executable, "-c", LOADED, tmp_path / "program.pt2", tmp_path / "expected.pt"], check=True)
 
 
+# Pruning, old tracers, inference
+
+
+LAYERS = {
+    "linear": (lambda: SRMLinear(6, 4, EARLY), (2, 5, 6)),
+    "linear, plain": (lambda: SRMLinear(6, 4, EARLY, weight_norm=False, bias=True), (2, 5, 6)),
+    "convolution 1": (lambda: SRMConv1d(2, 3, 3, parameters=EARLY), (2, 5, 2, 6)),
+    "convolution 2": (lambda: SRMConv2d(2, 3, 3, parameters=EARLY), (2, 5, 2, 6, 6)),
+    "convolution 3": (lambda: SRMConv3d(2, 3, 2, parameters=EARLY), (2, 5, 2, 3, 3, 3)),
+    "recurrent": (lambda: SRMRecurrent(6, 4, EARLY), (2, 5, 6)),
+    "readout": (lambda: SRMReadout(6, 4), (2, 5, 6)),
+    "neurons": (lambda: SRMNeuron(EARLY, learn=("threshold",), channels=6), (2, 5, 6)),
+    "batch norm": (lambda: BatchNorm1d(6), (4, 6)),
+    "sparse": (lambda: SparseLinear(6, 4, density=0.5), (4, 6)),
+    "codes": (lambda: SparseRepresentation(6, 9, 0.01), (4, 6)),
+    "pooling": (lambda: SpikeAvgPool2d(2), (2, 5, 2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_pruned_parameters_stay_pruned(name):
+    make, shape = LAYERS[name]
+    layer, inputs = make(), 5 * torch.randn(shape)
+    names = [
+        name for name, parameter in layer.named_parameters(recurse=False) if parameter.dim() > 1 or "values" in name
+    ]
+    for parameter in names:
+        prune.l1_unstructured(layer, parameter, 0.5)
+    masks = {parameter: getattr(layer, f"{parameter}_mask") for parameter in names}
+    optimizer = torch.optim.SGD([*layer.parameters(), torch.zeros(1, requires_grad=True)], lr=0.01)
+    for _ in range(2):
+        outputs = layer.train()(inputs)
+        if outputs.requires_grad:
+            optimizer.zero_grad()
+            outputs.square().sum().backward()
+        for parameter, mask in masks.items():
+            assert mask.mean().item() == pytest.approx(0.5, abs=0.05)
+            assert not getattr(layer, parameter)[mask == 0].any()
+            assert not getattr(layer, f"{parameter}_orig").grad[mask == 0].any()
+        if isinstance(layer, SRMLinear | SRMConv2d):
+            assert not layer.effective_weight()[masks["weight"] == 0].any()
+        optimizer.step()
+    with torch.no_grad():
+        before = layer.eval()(inputs)
+        for parameter in names:
+            prune.remove(layer, parameter)
+        assert torch.equal(layer(inputs), before) and before.any()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_torch_jit_says_what_to_use_instead(name):
+    make, shape = LAYERS[name]
+    layer, inputs = make().eval(), 5 * torch.randn(shape)
+    for module in (layer, nn.Sequential(nn.Sequential(layer))):
+        with pytest.raises(
+            RuntimeError, match=rf"torch.jit.script .* {type(layer).__name__}: use torch.compile, or torc"
+        ):
+            torch.jit.script(module)
+    if any(isinstance(module, SRMNeuron) for module in layer.modules()):
+        with pytest.raises(RuntimeError, match=r"torch.jit.trace does not know spiking neurons: use torch.compile, or"):
+            torch.jit.trace(layer, (inputs,))
+    else:
+        torch.testing.assert_close(torch.jit.trace(layer, (inputs,))(2 * inputs), layer(2 * inputs))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_inputs_made_in_inference_mode(name):
+    make, shape = LAYERS[name]
+    layer = make()
+    with torch.inference_mode():
+        inputs = 5 * torch.randn(shape)
+    copied = inputs.clone()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(layer(inputs), layer(copied))
+    if name == "pooling":  # which learns nothing
+        assert torch.equal(layer(inputs), layer(copied))
+    else:
+        with pytest.raises(RuntimeError, match=r"Inference tensors cannot be saved for backward.* make a clone"):
+            layer(inputs)
+    layer.requires_grad_(False)
+    assert torch.equal(layer(inputs), layer(copied))
+
+
 # torch.func
 
 
@@ -331,7 +423,6 @@ def test_several_gradients_at_once(backend, device):
 
 FUNCTIONS = {
     "srm_scan": srm_scan,
-    "batch_norm": lambda x: batch_norm(x[0]).square(),
     "spiking layers": lambda x: srm_linear(x, torch.ones(2, 3, dtype=x.dtype, device=x.device)),
 }
 

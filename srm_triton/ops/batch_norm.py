@@ -14,6 +14,8 @@ correction = 1 but d = M, which is not the gradient of its own forward; ``gradie
 
 With `keep_zeros` an x of exactly 0 counts as missing behind the statistics: its y is 0, and its dy counts as 0.
 
+The gradients can be differentiated again, through these equations as PyTorch's own operations.
+
 μ is kept as an unevaluated sum of a high and a low part, so that x − μ = (x − high) − low stays exact where the mean is
 large; the backward needs x, γ and, for each feature, these two and v.
 """
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.checks import check_goes_with, check_number, check_option, check_size, check_tensor
-from srm_triton.functions import Function, Gradients, custom_op, fake_of, keep_results, once_differentiable
+from srm_triton.functions import Function, Gradients, custom_op, fake_of, keep_results
 from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
 
@@ -200,6 +202,70 @@ _map(_normalise, None, 0, 0)
 _map(_backward, None, None, 0, 1)
 
 
+def _gradients(
+    grad_outputs: Tensor,
+    inputs: Tensor,
+    weight: Vector,
+    dim: int,
+    eps: float,
+    correction: int,
+    gradient_correction: int,
+    keep_zeros: bool,
+) -> tuple[Tensor, Tensor]:
+    """What `_backward` returns, from operations that can be differentiated."""
+    dtype, size = accumulator_dtype(inputs.dtype), inputs.shape[dim]
+    x, dy = inputs.to(dtype), grad_outputs.to(dtype)
+    if keep_zeros:
+        dy = dy.masked_fill(inputs == 0, 0)
+    centred = x - x.mean(dim, keepdim=True)
+    centred = centred - centred.mean(dim, keepdim=True)  # which is not 0 beside a large mean
+    deviation = (centred.square().sum(dim, keepdim=True) / (size - correction) + eps).sqrt()
+    normalised = centred / deviation
+    grad_weight = (dy * normalised).sum(dim, keepdim=True)
+    grad_bias = dy.sum(dim, keepdim=True)
+    grad_inputs = (dy - grad_bias / size - normalised * grad_weight / (size - gradient_correction)) / deviation
+    if weight is not None:
+        grad_inputs = grad_inputs * weight.to(dtype).unsqueeze(dim)
+    return grad_inputs.to(inputs.dtype), torch.stack((grad_weight.squeeze(dim), grad_bias.squeeze(dim)))
+
+
+class _Gradients(Function):
+    """The backward as a function of its own, for a second derivative."""
+
+    @staticmethod
+    def forward(
+        grad_outputs: Tensor,
+        inputs: Tensor,
+        weight: Vector,
+        statistics: Tensor,
+        dim: int,
+        eps: float,
+        correction: int,
+        gradient_correction: int,
+        keep_zeros: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        return _backward(grad_outputs, inputs, weight, statistics, dim, eps, gradient_correction, keep_zeros, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        grad_outputs, matrix, weight, _, *constants, _ = inputs
+        ctx.constants = constants
+        ctx.save_for_backward(grad_outputs, matrix, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_inputs: Tensor, grad_affine: Tensor) -> Gradients:
+        grad_outputs, matrix, weight = ctx.saved_tensors
+        tensors = [grad_outputs, matrix] if weight is None else [grad_outputs, matrix, weight]
+
+        def gradients(grad_outputs: Tensor, matrix: Tensor, weight: Vector = None) -> tuple[Tensor, Tensor]:
+            return _gradients(grad_outputs, matrix, weight, *ctx.constants)
+
+        pull_back = torch.func.vjp(gradients, *tensors)[1]
+        results = pull_back((grad_inputs, grad_affine))
+        return *results, *[None] * (10 - len(results))
+
+
 class _BatchNorm(Function):
     @staticmethod
     def forward(  # with names, which torch.compile needs where nothing requires a gradient
@@ -217,17 +283,21 @@ class _BatchNorm(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        matrix, weight, bias, dim, eps, _, *others = inputs
-        ctx.constants = dim, eps, *others
+        matrix, weight, bias, *ctx.constants = inputs
         ctx.bias_dtype = None if bias is None else bias.dtype
         keep_results(ctx, output)
         ctx.save_for_backward(matrix, weight, output[1])
 
     @staticmethod
-    @once_differentiable("batch_norm")
-    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_outputs: Tensor, _: Tensor) -> Gradients:
-        weight = saved[1]
-        grad_inputs, grad_affine = _backward(grad_outputs, *saved, *ctx.constants)
+    def backward(ctx: Any, grad_outputs: Tensor | None, _: Tensor) -> Gradients:
+        if grad_outputs is None:  # nothing depends on the result
+            return (None,) * 9
+        matrix, weight, statistics = ctx.saved_tensors
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled by create_graph=True
+            dim, eps, _, *others = ctx.constants
+            grad_inputs, grad_affine = _backward(grad_outputs, matrix, weight, statistics, dim, eps, *others)
+        else:
+            grad_inputs, grad_affine = _Gradients.apply(grad_outputs, matrix, weight, statistics, *ctx.constants)
         grad_weight = None if weight is None else grad_affine[0].to(weight.dtype)
         grad_bias = None if ctx.bias_dtype is None else grad_affine[1].to(ctx.bias_dtype)
         return grad_inputs, grad_weight, grad_bias, *[None] * 6

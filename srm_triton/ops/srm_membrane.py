@@ -23,6 +23,8 @@ _THRESHOLD = 4  # row of the constants
 
 
 class _Membrane(Function):
+    traceable = False
+
     @staticmethod
     def forward(current: Tensor, constants: Tensor, backend: str) -> Tensor:
         membrane: Tensor = torch.ops.srm_triton.srm_trace(current, constants, None, 1, backend)[1]

@@ -467,6 +467,8 @@ class Scan(NamedTuple):
 
 
 class _Scan(Function):
+    traceable = False
+
     @staticmethod
     def forward(
         current: Tensor, earlier: Tensor | None, constants: Tensor, initial: Tensor | None, scan: Scan
