@@ -316,7 +316,9 @@ def command(arguments: list[str], output: Path, environment: dict[str, str]) -> 
 
 
 def test_the_command_trains_in_two_processes_as_in_one(start, tmp_path):
-    options = ["train", "--network", "64", "--epochs", "2", "--device", "cpu", "--set", "schedule.batch_size=139"]
+    # with some seeds a potential lies within rounding of the threshold
+    options = ["train", "--network", "64", "--epochs", "2", "--device", "cpu", "--seed", "4"]
+    options += ["--set", "schedule.batch_size=139"]
     options += ["--set", "schedule.hold_out=46", "--set", "augmentation.crop=1", "--set", "optimizer.name=sgd"]
     options += ["--set", "schedule.accumulation=2", "--set", "optimizer.momentum=0.9", "--learning-rate", "0.05"]
     # 1391 samples: the last batch has one
