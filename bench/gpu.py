@@ -94,9 +94,8 @@ def plan(folder: Path, *, dry_run: bool) -> list[list[Stage]]:
 @contextlib.contextmanager
 def importable() -> Iterator[Path]:
     """A folder to import the checkout from, as if it were installed: kernels/ is `srm_triton.kernels` there."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    source = (ROOT / "srm_triton" / "__init__.py").read_text(encoding="utf-8")
+    version = source.partition('__version__ = "')[2].partition('"')[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "bench").symlink_to(ROOT / "bench")
@@ -104,9 +103,9 @@ def importable() -> Iterator[Path]:
         package.mkdir()
         for entry in [*(ROOT / "srm_triton").iterdir(), ROOT / "kernels"]:
             (package / entry.name).symlink_to(entry)
-        described = folder / f"srm_triton-{project['version']}.dist-info"
+        described = folder / f"srm_triton-{version}.dist-info"
         described.mkdir()
-        text = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        text = f"Metadata-Version: 2.1\nName: srm-triton\nVersion: {version}\n"
         (described / "METADATA").write_text(text, encoding="utf-8")
         yield folder
 

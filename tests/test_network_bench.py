@@ -193,7 +193,11 @@ def test_benchmarks_run_without_pytest(tmp_path):
     assert ended.returncode == 0, ended.stderr
     stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {case["operation"] for case in stored["results"]} == {"srm_scan", "affine", "batch_norm"}
-    assert {case["case"] for case in stored["results"] if case["operation"] == "affine"} == {"linear", "convolution"}
+    assert {case["case"] for case in stored["results"] if case["operation"] == "affine"} == {
+        "small linear",
+        "linear",
+        "convolution",
+    }
     for case in stored["results"]:
         assert not {"torch.compile", "SpikingJelly"} & case["contenders"].keys()
 

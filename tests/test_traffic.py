@@ -113,7 +113,7 @@ def test_batch_norm_reads_no_tile_twice(monkeypatch):
         return load(pointers, mask, *arguments)
 
     monkeypatch.setattr(interpreter_builder, "create_masked_load", count)
-    batch_norm.forward(x, None, None, torch.empty_like(x), torch.empty(3, 3), 1e-5, len(x))
+    batch_norm.forward(x, None, None, torch.empty_like(x), torch.empty(3, 3), 1e-5, len(x), True)
     assert read == 2 * x.numel()  # once for the statistics, once to normalise
 
 
