@@ -8,7 +8,8 @@ from torch import Tensor
 
 from bench.contenders import on_cpu
 from bench.harness import DEVICE, Contender, Function
-from srm_triton.denoise import Fidelity, denoise_tv, tv_objective
+from srm_triton.denoise import denoise_tv, tv_objective
+from srm_triton.ops.shrink import Fidelity
 
 SHAPE = {"height": 512, "width": 512}
 # Gaussian noise of 0.1, and 10 % salt and pepper: the noise that each fidelity is for

@@ -41,9 +41,9 @@ class _Step(ctypes.Structure):
     """`Step` of shrink.c, field by field."""
 
     _fields_ = _fields(
-        (ctypes.c_int64, "samples kinds channels height width band"),
-        (ctypes.c_double, "weight relaxation"),
-        (ctypes.c_void_p, "estimate image penalty splits target above scratch squares"),
+        (ctypes.c_int64, "samples kinds channels height width band mirrored"),
+        (ctypes.c_double, "relaxation"),
+        (ctypes.c_void_p, "estimate image penalty weight splits target above scratch squares"),
         (ctypes.c_longlong, "bands_taken workers"),
     )
 
@@ -52,8 +52,8 @@ class _Poisson(ctypes.Structure):
     """`Poisson` of poisson.c, field by field."""
 
     _fields_ = _fields(
-        (ctypes.c_int64, "planes channels height columns"),
-        (ctypes.c_void_p, "reach decay gain cycle values"),
+        (ctypes.c_int64, "planes channels height columns mirrored"),
+        (ctypes.c_void_p, "reach decay gain cycle mirror values"),
         (ctypes.c_longlong, "tiles_taken"),
     )
 
@@ -264,9 +264,10 @@ def bregman_step(
     image: torch.Tensor,
     splits: torch.Tensor,
     penalty: torch.Tensor,
+    weight: torch.Tensor,
     target: torch.Tensor,
-    weight: float,
     relaxation: float,
+    mirrored: bool,
 ) -> torch.Tensor:
     """Advances `splits` in place and fills `target`; arguments as kernels/shrink.py.
 
@@ -277,11 +278,12 @@ def bregman_step(
     threads = _number_of_threads(image)
     band = -(-height * samples * channels // (_BANDS * threads))
     step = _Step(samples, splits.shape[1], channels, height, width, min(band, height) if threads > 1 else height)
-    step.weight, step.relaxation = weight, relaxation
+    step.relaxation, step.mirrored = relaxation, mirrored
     above = image.new_empty(samples * channels * -(-height // step.band), width)
     scratch = image.new_empty(threads, 4, width + 1)
     squares = image.new_empty(samples, channels * height, 4, dtype=torch.float64)
-    step.estimate, step.image, step.penalty = estimate.data_ptr(), image.data_ptr(), penalty.data_ptr()
+    step.estimate, step.image = estimate.data_ptr(), image.data_ptr()
+    step.penalty, step.weight = penalty.data_ptr(), weight.data_ptr()
     step.splits, step.target, step.above = splits.data_ptr(), target.data_ptr(), above.data_ptr()
     step.scratch, step.squares = scratch.data_ptr(), squares.data_ptr()
     _run("shrink_bregman", step, image.dtype, threads)
@@ -289,7 +291,12 @@ def bregman_step(
 
 
 def poisson_columns(
-    values: torch.Tensor, reach: torch.Tensor, decay: torch.Tensor, gain: torch.Tensor, cycle: torch.Tensor
+    values: torch.Tensor,
+    reach: torch.Tensor,
+    decay: torch.Tensor,
+    gain: torch.Tensor,
+    cycle: torch.Tensor,
+    mirror: torch.Tensor | None,
 ) -> None:
     """Solves the systems that the columns are, in place.
 
@@ -298,12 +305,12 @@ def poisson_columns(
         reach: how many rows a value is felt over, int64 [samples, columns], as the others.
         decay: of a value, from row to row.
         gain: what values are multiplied by, twice.
-        cycle: 1 / (1 − decay^height).
+        cycle: 1 / (1 − decay^period).
+        mirror: gain / (1 − decay), of columns with mirrored edges, whose period is twice their height; else None.
     """
     samples, channels, height, columns = values.shape
-    poisson = _Poisson(
-        samples * channels, channels, height, columns, *map(_pointer, (reach, decay, gain, cycle, values))
-    )
+    pointers = map(_pointer, (reach, decay, gain, cycle, mirror, values))
+    poisson = _Poisson(samples * channels, channels, height, columns, mirror is not None, *pointers)
     _run("poisson_columns", poisson, values.dtype, _number_of_threads(values))
 
 

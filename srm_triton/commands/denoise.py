@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 from srm_triton.commands.shared import Commands, add_device, chosen_device, progress
-from srm_triton.denoise import Fidelity, Method, denoise_tv, to_float
+from srm_triton.denoise import Method, denoise_tv, to_float
+from srm_triton.ops.shrink import Fidelity
 
 DENOISING_WEIGHTS = {"l2": 0.15, "l1": 1.0}
 
