@@ -53,8 +53,28 @@ class _Poisson(ctypes.Structure):
 
     _fields_ = _fields(
         (ctypes.c_int64, "planes channels height columns mirrored"),
-        (ctypes.c_void_p, "reach decay gain cycle mirror values"),
+        (ctypes.c_void_p, "reach decay gain cycle mirror turn values"),
         (ctypes.c_longlong, "tiles_taken"),
+    )
+
+
+class _Cosine(ctypes.Structure):
+    """`Cosine` of cosine.c, field by field."""
+
+    _fields_ = _fields(
+        (ctypes.c_int64, "rows width back"),
+        (ctypes.c_void_p, "from_ to scratch"),
+        (ctypes.c_longlong, "chunks_taken workers"),
+    )
+
+
+class _Variation(ctypes.Structure):
+    """`Variation` of variation.c, field by field."""
+
+    _fields_ = _fields(
+        (ctypes.c_int64, "samples kinds channels height width l1 mirrored"),
+        (ctypes.c_void_p, "estimate image splits weight range scratch sums"),
+        (ctypes.c_longlong, "chunks_taken workers"),
     )
 
 
@@ -69,7 +89,10 @@ class _BatchNorm(ctypes.Structure):
     )
 
 
-_STRUCTURES = {"srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson}
+_STRUCTURES = {
+    "srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson, "cosine": _Cosine,
+    "variation": _Variation,
+}  # fmt: skip
 _LAYOUTS = {"srm_scan": 3, "batch_norm": 3}  # numbers that a source states, where they are more than one
 
 
@@ -297,6 +320,7 @@ def poisson_columns(
     gain: torch.Tensor,
     cycle: torch.Tensor,
     mirror: torch.Tensor | None,
+    turn: torch.Tensor | None,
 ) -> None:
     """Solves the systems that the columns are, in place.
 
@@ -307,11 +331,54 @@ def poisson_columns(
         gain: what values are multiplied by, twice.
         cycle: 1 / (1 − decay^period).
         mirror: gain / (1 − decay), of columns with mirrored edges, whose period is twice their height; else None.
+        turn: of each pair of these columns, what turns it before, and back after; complex [columns / 2].
     """
     samples, channels, height, columns = values.shape
-    pointers = map(_pointer, (reach, decay, gain, cycle, mirror, values))
+    pointers = map(_pointer, (reach, decay, gain, cycle, mirror, turn, values))
     poisson = _Poisson(samples * channels, channels, height, columns, mirror is not None, *pointers)
     _run("poisson_columns", poisson, values.dtype, _number_of_threads(values))
+
+
+def cosine_order(values: torch.Tensor, ordered: torch.Tensor, *, back: bool) -> None:
+    """Fills `ordered` with rows of all even and then, backwards, all odd places; or, with `back`, in order again.
+
+    Both are contiguous; they may be the same.
+    """
+    threads, width = _number_of_threads(values), values.shape[-1]
+    scratch = values.new_empty(threads, width)
+    pointers = map(_pointer, (values, ordered, scratch))
+    _run("cosine_order", _Cosine(values.numel() // width, width, back, *pointers), values.dtype, threads)
+
+
+def variation_sums(
+    estimate: torch.Tensor,
+    image: torch.Tensor,
+    splits: torch.Tensor,
+    weight: torch.Tensor,
+    extremes: torch.Tensor,
+    *,
+    l1: bool,
+    mirrored: bool,
+) -> torch.Tensor:
+    """Objective and bound of each sample, float64 [samples, 2].
+
+    Args:
+        estimate: [samples, channels, height, width], contiguous, float32 or float64, as all of these.
+        image: the noisy image.
+        splits: [samples, kinds, channels, height, width].
+        weight: [samples].
+        extremes: the darkest and the brightest pixel of each channel, [samples, channels, 2].
+        l1: whether the fidelity is the sum of magnitudes, else of squares.
+        mirrored: whether edges are.
+    """
+    samples, channels, height, width = image.shape
+    threads = _number_of_threads(image)
+    scratch = image.new_empty(threads, 2, width + 1)
+    sums = image.new_empty(samples, channels * height, 2, dtype=torch.float64)
+    tensors = map(_pointer, (estimate, image, splits, weight, extremes, scratch, sums))
+    variation = _Variation(samples, splits.shape[1], channels, height, width, l1, mirrored, *tensors)
+    _run("variation_sums", variation, image.dtype, threads)
+    return sums.sum(1)
 
 
 def batch_norm_forward(

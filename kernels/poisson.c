@@ -17,6 +17,7 @@ typedef struct {
     const int64_t *reach;             /* of each column of a sample, like the next three */
     const void *decay, *gain, *cycle; /* cycle: sum of decay^(n·period) over n ≥ 0; height is half a mirrored period */
     const void *mirror;               /* gain times the sum of decay^n over n ≥ 0; for mirrored systems */
+    const void *turn;                 /* for those, of each pair of columns cosine and sine of what turns it */
     void *values;
     atomic_llong tiles_taken;
 } Poisson;
@@ -57,6 +58,19 @@ INLINE void TYPED(scale)(int64_t width, const REAL *restrict factor, REAL *restr
         state[i] *= factor[i];
 }
 
+/* Turns each pair of columns by an angle, or back. */
+INLINE void TYPED(turn)(REAL *first, int64_t stride, int64_t height, int64_t width, const REAL *restrict turn, REAL sign)
+{
+    for (int64_t y = 0; y < height; y++) {
+        REAL *restrict values = first + y * stride;
+        for (int64_t i = 0; i < width; i += 2) {
+            REAL x = values[i], y = values[i + 1], cosine = turn[i], sine = sign * turn[i + 1];
+            values[i] = x * cosine + y * sine;
+            values[i + 1] = y * cosine - x * sine;
+        }
+    }
+}
+
 EVERY_VECTOR_WIDTH
 static void TYPED(worker)(void *argument)
 {
@@ -73,6 +87,9 @@ static void TYPED(worker)(void *argument)
         const REAL *mirror = (const REAL *)poisson->mirror + system;
         REAL *first = (REAL *)poisson->values + plane * height * columns + column;
         REAL *last = first + (height - 1) * columns;
+        const REAL *turn = (const REAL *)poisson->turn + column;
+        if (poisson->mirrored)
+            TYPED(turn)(first, columns, height, width, turn, 1);
         REAL state[TILE] = {0};
         int64_t down = reach > height ? reach - height : 0, up = reach - down;
         if (poisson->mirrored) { /* a period is the rows and, in front of them, the rows upside down */
@@ -91,6 +108,8 @@ static void TYPED(worker)(void *argument)
             TYPED(scale)(width, cycle, state);
         }
         TYPED(sweep)(last, -columns, height, width, decay, gain, state);
+        if (poisson->mirrored)
+            TYPED(turn)(first, columns, height, width, turn, -1);
     }
 }
 

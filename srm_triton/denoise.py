@@ -1,6 +1,6 @@
 """Total-variation denoising: what is asked for is checked, and put into the units in which it is solved.
 
-The problem, and how near a result is to its solution, are in `srm_triton/total_variation.py`, the iterations in
+The problem, and how near a result is to its solution, are in `srm_triton/ops/variation.py`, the iterations in
 `srm_triton/split_bregman.py`, the gradient in `srm_triton/denoise_gradient.py`.
 """
 
@@ -15,8 +15,8 @@ from srm_triton.checks import check_number, check_option, check_same, check_tens
 from srm_triton.denoise_gradient import attach_gradient
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.shrink import Edges, Fidelity, Splitting
+from srm_triton.ops.variation import Problem
 from srm_triton.split_bregman import DenoisingState, SeedIteration, SplitBregman, iterate
-from srm_triton.total_variation import Problem
 
 Method = Literal["adaptive", "seed"]
 Coupling = Literal["none", "channels"]
@@ -170,7 +170,7 @@ def denoise_tv(
 ) -> Tensor | Denoised:
     """Removes noise and keeps edges: minimises F(u − image) + weight·‖∂u‖ over images u.
 
-    ‖∂u‖ is the total variation, the sum of |∂x u| + |∂y u| over pixels (equations: `srm_triton/total_variation.py`).
+    ‖∂u‖ is the total variation, the sum of |∂x u| + |∂y u| over pixels (equations: `srm_triton/ops/variation.py`).
     Every image of a batch has penalties of its own and stops by itself, so its result does not depend on the others.
 
     Args:

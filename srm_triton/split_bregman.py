@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srm_triton.ops.poisson import PoissonEquation
 from srm_triton.ops.shrink import StepSizes, bregman_part, bregman_step, differences, divergence
-from srm_triton.total_variation import Problem
+from srm_triton.ops.variation import Problem
 
 # Found on natural images with Gaussian noise (l2) and with salt and pepper (l1)
 RELAXATION = {"l1": 1.5, "l2": 1.8}
@@ -154,8 +154,9 @@ class SplitBregman:
     def _first_penalty(self) -> Tensor:
         images = self.problem.images
         total = count = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        for difference in differences(images, "mirrored"):
-            total = total + difference.abs_().sum(-1).double().flatten(1).sum(1)
+        for axis in range(2, images.dim()):
+            difference = images.diff(dim=axis).abs_()
+            total = total + difference.sum(-1).double().flatten(1).sum(1)
             count = count + difference.ne_(0).sum(-1).double().flatten(1).sum(1)  # most of a drawing is flat
         return (_PENALTY[self.problem.splitting.fidelity] * count / total).where(total > 0, 1).to(images.dtype)
 
@@ -191,8 +192,8 @@ class SplitBregman:
 
     def gap(self) -> Tensor:
         """What part of the objective may lie above its minimum, float64 [samples]."""
-        objective = self.problem.objective(self.estimate)
-        return _relative((objective - self.problem.bound(*self.state)).clamp(min=0), objective)
+        objective, bound = self.problem.objective_and_bound(self.estimate, *self.state)
+        return _relative((objective - bound).clamp(min=0), objective)
 
     def adapt(self) -> None:
         """Changes the penalty for residuals of equal size; neither splits nor Bregman variables change by that."""

@@ -116,14 +116,20 @@ class PoissonEquation:
                 values = transform.inverse(values.transpose(-axis, -1)).transpose(-axis, -1)
             return values
         (along_x,) = self.transforms
-        columns = along_x.forward(target)
+        if along_x.mirrored:
+            native.cosine_order(target.contiguous(), ordered := torch.empty_like(target), back=False)
+            target = ordered
+        columns = along_x.columns(torch.fft.rfft(target))
         constant = columns[..., 0]
         if self.centred:
             constant -= constant.mean(-1, keepdim=True)
-        native.poisson_columns(columns, self.reach, *self.coefficients, self.mirror)
+        native.poisson_columns(columns, self.reach, *self.coefficients, self.mirror, along_x.turn)
         if self.centred:  # again, because rounding grows where a is small
             constant -= constant.mean(-1, keepdim=True)
-        return along_x.inverse(columns)
+        values = torch.fft.irfft(along_x.spectrum(columns), along_x.length, norm="forward")
+        if along_x.mirrored:
+            native.cosine_order(values, values, back=True)
+        return values
 
 
 class _Transform:
@@ -140,26 +146,31 @@ class _Transform:
         angle = math.pi / length * (torch.stack((k, length - k), 1) if self.mirrored else 2 * torch.stack((k, k), 1))
         self.frequencies = 2 - 2 * angle.flatten().cos()
         """ω of each place of the result, float64."""
-        if self.mirrored:
-            half = angle[:, 0] / 2
-            self.turn = torch.polar(torch.ones_like(half), -half).to(dtype.to_complex())
+        half = angle[:, 0] / 2
+        self.turn = torch.polar(torch.ones_like(half), half).to(dtype.to_complex()) if self.mirrored else None
 
     def forward(self, values: Tensor) -> Tensor:
-        if self.mirrored:
+        if self.turn is not None:
             values = torch.cat((values[..., ::2], values[..., 1::2].flip(-1)), -1)
-        spectrum = torch.fft.rfft(values).contiguous()
-        if self.mirrored:
-            spectrum *= self.turn
-        return torch.view_as_real(spectrum).flatten(-2)
+        spectrum = torch.fft.rfft(values)
+        return self.columns(spectrum if self.turn is None else spectrum * self.turn.conj())
 
     def inverse(self, columns: Tensor) -> Tensor:
-        spectrum = torch.view_as_complex(columns.contiguous().unflatten(-1, (-1, 2)))
-        if self.mirrored:
-            spectrum = spectrum * self.turn.conj()
+        spectrum = self.spectrum(columns)
+        spectrum = spectrum if self.turn is None else spectrum * self.turn
         values = torch.fft.irfft(spectrum, self.length, norm="forward")
-        if not self.mirrored:
+        if self.turn is None:
             return values
         even, odd = values.tensor_split(((self.length + 1) // 2,), -1)
         result = torch.empty_like(values)
         result[..., ::2], result[..., 1::2] = even, odd.flip(-1)
         return result
+
+    @staticmethod
+    def columns(spectrum: Tensor) -> Tensor:
+        return torch.view_as_real(spectrum.contiguous()).flatten(-2)
+
+    @staticmethod
+    def spectrum(columns: Tensor) -> Tensor:
+        columns = columns.contiguous()
+        return torch.view_as_complex(columns.view(*columns.shape[:-1], -1, 2))

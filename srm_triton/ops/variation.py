@@ -8,7 +8,8 @@ norms) up to 1, with q = λ·(∂xᵀ p_x + ∂yᵀ p_y),
     min_u F(u − f) + λ·‖∂u‖  ≥  Σ min_u F(u − f) + q·u
 
 where on the right every pixel has a minimum of its own, over values between the darkest and the brightest pixel of its
-channel, because the minimum on the left has no others. Bregman variables are such p.
+channel, because the minimum on the left has no others. Bregman variables are such p. The C version sums both sides in
+one pass.
 
 Source: Chambolle, "An Algorithm for Total Variation Minimization and Applications", J. Math. Imaging and Vision 2004.
 """
@@ -20,6 +21,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from srm_triton.backend import requested_backend, resolve_backend
+from srm_triton.kernels import native
 from srm_triton.ops.shrink import Splitting, bregman_part, differences, divergence
 
 
@@ -43,11 +46,26 @@ class Problem:
         """Whether u − f has a split of its own."""
         return self.splitting.fidelity == "l1" or self.splitting.known is not None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one of images without variants, which kernels serve."""
+        return len(self.size) == 2 and not self.splitting.coupled and self.splitting.known is None
+
     def keep(self, chosen: Tensor) -> "Problem":
         """The problem of these samples only."""
         known = self.splitting.known
         splitting = self.splitting._replace(known=None if known is None else known[chosen])
         return replace(self, images=self.images[chosen], weight=self.weight[chosen], splitting=splitting)
+
+    def objective_and_bound(self, estimate: Tensor, splits: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+        """What `objective` and `bound` return."""
+        if self.is_plain and resolve_backend(estimate.device, requested_backend(), has_native=True) == "native":
+            sums = native.variation_sums(
+                estimate, self.images, splits, self.weight, torch.cat(self._range, 3),
+                l1=self.splitting.fidelity == "l1", mirrored=self.splitting.edges == "mirrored",
+            )  # fmt: skip
+            return sums[:, 0], sums[:, 1]
+        return self.objective(estimate), self.bound(splits, penalty)
 
     def objective(self, estimate: Tensor) -> Tensor:
         """F(u − f) + λ·‖∂u‖, float64 [samples]."""
