@@ -22,6 +22,7 @@ RELAXATION = {"l1": 1.5, "l2": 1.8}
 _PENALTY = {"l1": 0.9, "l2": 1.5}  # at the start, in units of one over the mean difference of neighbours that differ
 _CHECK_EVERY = 5  # iterations
 _ADAPT_UNTIL = 30  # constant penalties from there on: convergence is proven for those
+_LAST_FACTOR = {"l1": 1.0, "l2": 4.0}  # of the penalty, there: what balances the first residuals is small for the rest
 _SEED_PENALTIES = 500.0, 50.0
 
 
@@ -102,7 +103,7 @@ def iterate(
             if len(active):
                 solver.keep(~finished)
         if len(active) and adapting:
-            solver.adapt()
+            solver.adapt(last=iteration == _ADAPT_UNTIL)
     return result
 
 
@@ -195,11 +196,13 @@ class SplitBregman:
         objective, bound = self.problem.objective_and_bound(self.estimate, *self.state)
         return _relative((objective - bound).clamp(min=0), objective)
 
-    def adapt(self) -> None:
+    def adapt(self, *, last: bool = False) -> None:
         """Changes the penalty for residuals of equal size; neither splits nor Bregman variables change by that."""
         assert self.sizes is not None
         factor = (self.sizes.primal / self.sizes.dual).sqrt().nan_to_num(1.0).clamp(0.5, 2)
-        factor = factor.where(factor.log().abs() > 0.2, 1)
+        factor = factor.where(factor.log().abs() > 0.2, 1) * (
+            _LAST_FACTOR[self.problem.splitting.fidelity] if last else 1
+        )
         if (factor != 1).any():
             splits, penalty = self.state
             bregman = bregman_part(splits, penalty, self.problem.splitting)
@@ -263,7 +266,7 @@ class SeedIteration:
         """Infinite: the iteration runs to its last step."""
         return torch.full_like(self.problem.weight, torch.inf, dtype=torch.float64)
 
-    def adapt(self) -> None:
+    def adapt(self, *, last: bool = False) -> None:
         """Does nothing: its penalties are constant."""
 
     def keep(self, chosen: Tensor) -> None:
