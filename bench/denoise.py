@@ -45,7 +45,7 @@ def test_denoise(measure, shrink, name):
         return lambda x: denoise_tv(x, weight, fidelity, tolerance=0, max_iterations=steps)
 
     def scikit_image() -> Function:
-        """`denoise_tv_bregman`, anisotropic, default tolerance: for l2 the same sum but for the edges; no l1."""
+        """`denoise_tv_bregman`, anisotropic, default tolerance: for l2 the same sum; no l1."""
         return on_cpu(lambda x: denoise_tv_bregman(x, weight=2 / weight, isotropic=False))
 
     def seed() -> Function:

@@ -11,8 +11,8 @@
 
 typedef struct {
     int64_t rows, width, back;
-    const void *from;
-    void *to;
+    const void *source;
+    void *ordered;
     void *scratch; /* of each worker: width values */
     atomic_llong chunks_taken, workers;
 } Cosine;
@@ -36,7 +36,7 @@ static void TYPED(worker)(void *argument)
     while ((first = ROWS * atomic_fetch_add(&cosine->chunks_taken, 1)) < cosine->rows) {
         int64_t end = first + ROWS < cosine->rows ? first + ROWS : cosine->rows;
         for (int64_t y = first; y < end; y++) {
-            const REAL *restrict from = (const REAL *)cosine->from + y * width;
+            const REAL *restrict from = (const REAL *)cosine->source + y * width;
             if (cosine->back) {
                 for (int64_t i = 0; i < odd; i++) {
                     to[2 * i] = from[i];
@@ -50,7 +50,7 @@ static void TYPED(worker)(void *argument)
                 for (int64_t i = 0; i < odd; i++)
                     to[width - 1 - i] = from[2 * i + 1];
             }
-            memcpy((REAL *)cosine->to + y * width, to, width * sizeof *to);
+            memcpy((REAL *)cosine->ordered + y * width, to, width * sizeof *to);
         }
     }
 }

@@ -63,7 +63,7 @@ class _Cosine(ctypes.Structure):
 
     _fields_ = _fields(
         (ctypes.c_int64, "rows width back"),
-        (ctypes.c_void_p, "from_ to scratch"),
+        (ctypes.c_void_p, "source ordered scratch"),
         (ctypes.c_longlong, "chunks_taken workers"),
     )
 
