@@ -110,6 +110,9 @@ def test_pixels_that_are_unknown_are_filled_in():
     torch.testing.assert_close(
         tv_objective(result.image[None], hidden[None], 0.83, "l1", mask=mask), result.trace.objective[-1]
     )
+    for iterations in range(1, 12):
+        short = denoise_tv(hidden, 0.83, "l1", mask=mask, tolerance=0, max_iterations=iterations, trace=True)
+        assert short.trace.objective[-1] * (1 - short.gap) <= least * (1 + 1e-9)
     flat = torch.ones(5, 6, dtype=torch.float64)
     hole = torch.ones(5, 6, dtype=torch.bool)
     hole[1:4, 2:4] = False
@@ -122,6 +125,36 @@ def test_pixels_that_are_unknown_are_filled_in():
         rtol=0,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("coupled", [(), (1, 2)])
+def test_bound_by_hand(fidelity, coupled):
+    """The minimum of each pixel by itself, for Bregman variables that belong to no solution."""
+    noisy, _ = noisy_image(2, 2, 4, 5)
+    generator = torch.Generator().manual_seed(0)
+    known = torch.rand(2, 2, 4, 5, generator=generator) < 0.6
+    noisy = noisy.where(known, 0)
+    splits = 2 * torch.randn(2, 3, 2, 4, 5, generator=generator, dtype=torch.float64)
+    splits[:, 0, ..., -1] = splits[:, 1, ..., -1, :] = 0
+    weight, penalty = torch.tensor([0.5, 2.0]).double(), torch.tensor([1.0, 3.0]).double()
+    p = splits[:, :2]
+    p = p / p.norm(dim=coupled, keepdim=True).clamp(min=1) if coupled else p.clamp(-1, 1)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for sample, channel in itertools.product(range(2), range(2)):
+        x, y = p[sample, :, channel].numpy()
+        q = float(weight[sample]) * (np.roll(x, 1, 1) - x + np.roll(y, 1, 0) - y)
+        values = noisy[sample, channel][known[sample, channel]]
+        for place in itertools.product(range(4), range(5)):
+            f, slope = float(noisy[sample, channel][place]), float(q[place])
+            if not known[sample, channel][place]:
+                best = min(slope * float(end) for end in (values.min(), values.max()))
+            elif fidelity == "l2":
+                best = slope * f - slope**2 / 4  # at u = f − q/2
+            else:
+                best = min(abs(u - f) + slope * u for u in (f, float(values.min()), float(values.max())))
+            expected[sample] += best
+    problem = Problem(noisy, weight, Splitting(fidelity, "mirrored", coupled, known))
+    torch.testing.assert_close(problem.bound(splits, penalty), expected, rtol=1e-12, atol=1e-12)
 
 
 def variation_by_hand(image, isotropic, coupled):
@@ -446,6 +479,10 @@ def test_warm_start(fidelity):
     assert torch.equal(
         denoise_tv(noisy, 0.2, fidelity, start=permuted), denoise_tv(noisy, 0.2, fidelity, start=cold.state)
     )
+    periodic = denoise_tv(noisy, 0.2, fidelity, edges="periodic", tolerance=1e-4, max_iterations=2000, trace=True)
+    other = denoise_tv(noisy, 0.2, fidelity, tolerance=1e-4, start=periodic.state, max_iterations=2000, trace=True)
+    assert other.converged.all() and (other.iterations < cold.iterations).all()
+    torch.testing.assert_close(other.trace.objective[-1], cold.trace.objective[-1], rtol=1e-3, atol=0)
     halfway = denoise_tv(noisy, 0.2, fidelity, max_iterations=20, tolerance=0.0, trace=True)
     rest = denoise_tv(noisy, 0.2, fidelity, max_iterations=20, tolerance=0.0, start=halfway.state, trace=True)
     assert rest.trace.objective[0].sum() < halfway.trace.objective[2].sum()
