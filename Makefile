@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts thorough mutants coverage lint docs bench bench-peers learning clean
+.PHONY: demo test contracts thorough mutants coverage lint docs bench bench-peers networks learning gpu clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -40,14 +40,22 @@ docs: $(VENV)/docs
 	    srm_triton.losses srm_triton.training srm_triton.tuning srm_triton.ops.shrink srm_triton.ops.poisson \
 	    srm_triton.ops.sparse_linear srm_triton.denoise srm_triton.sparse_code
 
-# the last two install other libraries to compare with
+# these install other libraries to compare with, but for the first
 bench: $(VENV)/bench
 bench-peers: $(VENV)/peers
 bench bench-peers:
-	$(BIN)/python -m pytest bench --benchmark-max-time=1 --benchmark-min-rounds=7 --benchmark-disable-gc
+	$(BIN)/python -m pytest bench --ignore=bench/network.py \
+	    --benchmark-max-time=1 --benchmark-min-rounds=7 --benchmark-disable-gc
+
+networks: $(VENV)/peers
+	$(BIN)/python -m bench.run network --report runs/networks
 
 learning: $(VENV)/peers
 	$(BIN)/python -m bench.learning --page docs/results.md
+
+# with the PyTorch that $(PYTHON) has; installs nothing and needs no network
+gpu:
+	$(PYTHON) -m bench.gpu
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info kernels/*.so

@@ -1,17 +1,17 @@
 """Layers: an affine map with its neurons, and the direct encoding of an image, repeated over time."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.contenders import PUBLISHED_LAYER, on_backends, peers_behind
-from bench.harness import DEVICE, Contender
+from bench.harness import DEVICE, WORK, Contender, over
 from srm_triton import srm_conv2d, srm_linear
 
 CASES = {
-    "linear": {"batch": 32, "steps": 16, "inputs": 1024, "neurons": 1024},
-    "convolution": {"batch": 8, "steps": 8, "inputs": 16, "neurons": 32, "height": 28, "width": 28},
+    "small linear": {"batch": 2, "steps": 4, "inputs": 8, "neurons": 8},
+    "linear": {"batch": 32 * WORK, "steps": 16, "inputs": 1024, "neurons": 1024},
+    "convolution": {"batch": 8 * WORK, "steps": 8, "inputs": 16, "neurons": 32, "height": 28, "width": 28},
 }
 IMAGES = {"linear": CASES["linear"], "convolution": CASES["convolution"] | {"inputs": 3}}
 
@@ -24,7 +24,11 @@ def convolution_with_neurons(inputs: Tensor, weight: Tensor) -> Tensor:
     return srm_conv2d(inputs, weight, padding=1)
 
 
-LAYERS = {"linear": (srm_linear, F.linear), "convolution": (convolution_with_neurons, convolve)}
+LAYERS = {
+    "small linear": (srm_linear, F.linear),
+    "linear": (srm_linear, F.linear),
+    "convolution": (convolution_with_neurons, convolve),
+}
 
 
 def random_weight(inputs: int, neurons: int, size: list[int]) -> Tensor:
@@ -32,7 +36,7 @@ def random_weight(inputs: int, neurons: int, size: list[int]) -> Tensor:
     return (weight / weight[0].numel() ** 0.5).requires_grad_()
 
 
-@pytest.mark.parametrize("name", CASES)
+@over("name", CASES)
 def test_layer(measure, shrink, threads, name):
     shape = shrink(CASES[name])
     batch, steps, inputs, neurons, *size = shape.values()
@@ -42,7 +46,7 @@ def test_layer(measure, shrink, threads, name):
     measure(name, shape, contenders, [spikes, random_weight(inputs, neurons, size)], threads=threads)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@over("name", IMAGES)
 def test_direct_encoding(measure, shrink, threads, name):
     shape = shrink(IMAGES[name])
     batch, steps, inputs, neurons, *size = shape.values()

@@ -2,34 +2,30 @@
 
 from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.contenders import compiled, on_backends
-from bench.harness import DEVICE, Contender
+from bench.contenders import compiled, normalised, on_backends
+from bench.harness import DEVICE, WORK, Contender, over
 from srm_triton import batch_norm
 
-CASES = {"weight": (1, {"features": 1024, "samples": 1024}), "data": (0, {"samples": 32768, "features": 64})}
-
-
-def formula(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, axis: int) -> torch.Tensor:
-    variance, mean = torch.var_mean(x, axis, correction=1, keepdim=True)
-    weight, bias = weight.unsqueeze(axis), bias.unsqueeze(axis)
-    return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+CASES = {
+    "weight": (1, {"features": 1024 * WORK, "samples": 1024}),
+    "data": (0, {"samples": 32768 * WORK, "features": 64}),
+}
+DIRECTIONS = {"forward": 8, "forward and backward": 20}
 
 
 # Least traffic in bytes: the matrix in, the result out; then matrix and gradient in, the gradient out.
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
+@over("case, traffic, name", [(*direction, name) for direction in DIRECTIONS.items() for name in CASES])
 def test_batch_norm(measure, shrink, threads, name, case, traffic):
     axis, shape = CASES[name][0], shrink(CASES[name][1])
     x = torch.randn(tuple(shape.values()), device=DEVICE)
     vectors = [torch.ones(shape["features"], device=DEVICE), torch.zeros(shape["features"], device=DEVICE)]
     contenders = [
         *on_backends(partial(batch_norm, dim=axis), ("triton", "reference")),
-        Contender("formula", lambda: partial(formula, axis=axis)),
-        Contender("torch.compile", lambda: compiled(partial(formula, axis=axis))),
+        Contender("formula", lambda: partial(normalised, axis=axis)),
+        Contender("torch.compile", lambda: compiled(partial(normalised, axis=axis))),
         Contender(
             "F.batch_norm",
             lambda: lambda x, w, b: F.batch_norm(x if axis == 0 else x.t(), None, None, w, b, training=True),

@@ -1,13 +1,12 @@
 """Total-variation denoising of scikit-image's `camera` against scikit-image."""
 
-import pytest
 import torch
 from skimage import data
 from skimage.restoration import denoise_tv_bregman
 from torch import Tensor
 
 from bench.contenders import on_cpu
-from bench.harness import DEVICE, Contender, Function
+from bench.harness import DEVICE, Contender, Function, over
 from srm_triton.denoise import denoise_tv, tv_objective
 from srm_triton.ops.shrink import Fidelity
 
@@ -25,7 +24,7 @@ def noisy_camera(name: str, height: int, width: int) -> Tensor:
 
 
 # An element is a pixel.
-@pytest.mark.parametrize("name", CASES)
+@over("name", CASES)
 def test_denoise(measure, shrink, name):
     shape = shrink(SHAPE)
     image = noisy_camera(name, **shape)

@@ -9,18 +9,22 @@ two buffers that exist already takes part in every round.
 Times include the allocation of results and their release. On a GPU they are those between two events on its stream.
 """
 
+import gc
 import inspect
+import itertools
+import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WORK = 32 if DEVICE.type == "cuda" else 1  # times as many samples, so that a GPU is busy for longer than its host
 Function = Callable[..., Tensor]
 
 
@@ -40,7 +44,18 @@ class Contender:
     @property
     def about(self) -> str | None:
         """What it is, for the page."""
-        return inspect.getdoc(self.build)
+        described = inspect.getdoc(self.build)
+        return described and " ".join(described.split())
+
+
+def over(names: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Marks what a benchmark is measured with, as `pytest.mark.parametrize` does, for runs without pytest too."""
+
+    def mark(function: Callable[..., None]) -> Callable[..., None]:
+        function.cases = names, list(values)  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def measure(
@@ -52,6 +67,8 @@ def measure(
     traffic: int | None = None,
     count_tensors: bool = False,
     excess: Callable[[Tensor], float] | None = None,
+    elements: int | None = None,
+    peak: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Measures the contenders in interleaved rounds.
 
@@ -59,10 +76,13 @@ def measure(
         benchmark: pytest-benchmark's fixture.
         contenders: the first one that is available is what ratios refer to.
         tensors: arguments of every contender.
-        backward: whether the gradients of the `tensors` that require one belong to the work.
+        backward: whether the gradients of the `tensors` that require one belong to the work, and those of the
+            parameters of a contender that is a module.
         traffic: least number of bytes to move for each element of the output.
         count_tensors: whether `tensors` count among the bytes kept for backward.
         excess: how far the objective of a result is above the smallest one, for contenders that minimise.
+        elements: what times and bytes are divided by; None for the elements of the output.
+        peak: whether to measure the memory that the work takes.
 
     Returns:
         A record for each contender, and one for the copy.
@@ -72,20 +92,18 @@ def measure(
     expected: list[Tensor] = []
     for contender in contenders:
         record = records[contender.name] = {}
-        try:
-            function = contender.build()
-        except (UnavailableError, ImportError) as reason:
-            record["skipped"] = str(reason)
-            continue
-        arguments = list(tensors)
-        if contender.time_first:
-            swapped = tensors[0].detach().transpose(0, 1).contiguous()
-            arguments[0] = swapped.requires_grad_(tensors[0].requires_grad)
         start = time.perf_counter()
-        runs[contender.name] = run = _work(function, arguments, backward)
-        results = run()
+        try:
+            function, arguments = _prepare(contender, tensors)
+            start = time.perf_counter()
+            run = _work(function, arguments, backward)
+            results = run()
+        except (UnavailableError, ImportError, torch.OutOfMemoryError) as reason:
+            record["skipped"] = str(reason).partition("\n")[0]
+            continue
         record["first_call_seconds"] = time.perf_counter() - start  # including compilation, where there is one
-        elements = results[0].numel()
+        runs[contender.name] = run
+        elements = elements or results[0].numel()
         if excess is not None:
             record["excess"] = excess(results[0])
         if contender.comparable:
@@ -93,10 +111,15 @@ def measure(
             _check_agreement(contender.name, results, expected)
         if backward:
             record["kept_bytes"] = _kept_bytes(function, arguments, count_tensors) / elements
+        del results
+        if peak:
+            record["peak_bytes"] = _peak_bytes(run) / elements
+    if not runs:
+        raise UnavailableError("; ".join(f"{name}: {record['skipped']}" for name, record in records.items()))
     if traffic is not None:
         source = torch.ones(elements * traffic // 2, dtype=torch.uint8, device=DEVICE)
         destination = torch.zeros_like(source)
-        records["copy"], runs["copy"] = {}, lambda: destination.copy_(source)
+        records["copy"], runs["copy"] = {"moved_bytes": traffic}, lambda: destination.copy_(source)
 
     samples: dict[str, list[float]] = {name: [] for name in runs}
     order = random.Random(0)
@@ -115,12 +138,35 @@ def measure(
     return records
 
 
+def prepare(contenders: Sequence[Contender], tensors: Sequence[Tensor], *, backward: bool = True) -> None:
+    """Lets the first contender that is available do the work once, such as while kernels are tuned."""
+    for contender in contenders:
+        try:
+            _work(*_prepare(contender, tensors), backward)()
+            return
+        except (UnavailableError, ImportError):
+            continue
+
+
+def _prepare(contender: Contender, tensors: Sequence[Tensor]) -> tuple[Function, list[Tensor]]:
+    function, arguments = contender.build(), list(tensors)
+    if contender.time_first:
+        swapped = tensors[0].detach().transpose(0, 1).contiguous()
+        arguments[0] = swapped.requires_grad_(tensors[0].requires_grad)
+    return function, arguments
+
+
+def _parameters(function: Function) -> list[Tensor]:
+    return list(function.parameters()) if isinstance(function, nn.Module) else []
+
+
 def _work(function: Function, arguments: Sequence[Tensor], backward: bool) -> Callable[[], list[Tensor]]:
     """What is timed: the output and, if they belong to the work, the gradients."""
     with torch.no_grad():
         output = function(*arguments)
-        gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
-    leaves = [tensor for tensor in arguments if tensor.requires_grad]
+        generator = torch.Generator(output.device).manual_seed(1)
+        gradient = torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype)
+    leaves = [tensor for tensor in (*arguments, *_parameters(function)) if tensor.requires_grad]
 
     def run() -> list[Tensor]:
         with torch.set_grad_enabled(backward):
@@ -131,14 +177,30 @@ def _work(function: Function, arguments: Sequence[Tensor], backward: bool) -> Ca
 
 
 def _kept_bytes(function: Function, arguments: Sequence[Tensor], count_arguments: bool) -> int:
-    """Bytes of the distinct storages that autograd keeps, without those of the arguments unless these count."""
+    """Bytes of the distinct storages that autograd keeps, without parameters, nor arguments unless these count."""
     saved: list[Tensor] = []  # holds them all, so that no address is used twice
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         function(*arguments)
     storages = [part.untyped_storage() for tensor in saved for part in _parts(tensor)]
     kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    excluded = () if count_arguments else {tensor.untyped_storage().data_ptr() for tensor in arguments}
+    others = [*_parameters(function), *(() if count_arguments else arguments)]
+    excluded = {tensor.untyped_storage().data_ptr() for tensor in others}
     return sum(size for address, size in kept.items() if address not in excluded)
+
+
+def _peak_bytes(run: Callable[[], Any]) -> int:
+    """The most that PyTorch's allocator has given out at once during the work, above what it had before."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read by the first profiler, which prints two lines each time
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"), default=0)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:

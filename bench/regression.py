@@ -1,12 +1,11 @@
 """Mean-squared-error gradients against a backward pass; the fit by gradient descent against scikit-learn's."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.contenders import on_cpu
-from bench.harness import DEVICE, Contender, Function
+from bench.harness import DEVICE, Contender, Function, over
 from srm_triton.regression import LinearRegression, mse_gradients
 
 GRADIENTS = {"small": {"samples": 256, "features": 16}, "large": {"samples": 32768, "features": 256}}
@@ -38,7 +37,7 @@ def _problem(samples: int, features: int) -> list[Tensor]:
 
 
 # An element is an entry of the weight.
-@pytest.mark.parametrize("name", GRADIENTS)
+@over("name", GRADIENTS)
 def test_mse_gradients(measure, shrink, threads, name):
     shape = shrink(GRADIENTS[name])
     tensors = [*_problem(**shape), torch.randn(shape["features"], device=DEVICE), torch.zeros((), device=DEVICE)]
@@ -48,7 +47,7 @@ def test_mse_gradients(measure, shrink, threads, name):
 
 
 # An element is a sample.
-@pytest.mark.parametrize("name", FITS)
+@over("name", FITS)
 def test_fit(measure, shrink, name):
     shape = shrink(FITS[name])
     ours = Contender("LinearRegression", lambda: lambda x, y: LinearRegression().fit(x, y).predict(x))

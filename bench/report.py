@@ -1,6 +1,6 @@
-"""Makes tables, plots and a page of a run's results.
+"""Makes tables, plots and a page of the results of runs.
 
-python -m bench.report bench/results/NAME.json docs/performance.md
+python -m bench.report bench/results/NAME.json … --page docs/performance.md
 """
 
 import argparse
@@ -18,10 +18,9 @@ Record = dict[str, Any]
 PAGE = """\
 # Performance
 
-Measured with version {version}. Made from `{source}` by
-`python -m bench.report {source} docs/performance.md`.
+Made by `python -m bench.report {sources} --page docs/performance.md`.
 
-No GPU has run the Triton kernels so far. What they move is counted in their machine code for sm_90 by
+{gpu}What they move is counted in their machine code for sm_90 by
 `tests/test_traffic.py`: in training 24 bytes for each neuron and step up to 16 steps and at most 25.5 beyond,
 with the surrogate gradient 20 and 21.5 (float32; 12 and 13.5, 10 and 11.5 in bfloat16), in inference 8 (4).
 
@@ -29,9 +28,11 @@ with the surrogate gradient 20 and 21.5 (float32; 12 and 13.5, 10 and 11.5 in bf
 TEXT = """\
 The first contender of a table is this package's. Its median time is given in ns for an element of the output, such as a
 neuron at a step, with quartiles; **the others' numbers say how many times as long they take**. Every contender runs
-once in each round, in random order, in float32; what is compared are times of the same round. The copy moves as many
-bytes as the work must at least, between two buffers that exist already. Kept bytes are what autograd holds for the
-backward, for each element, without a layer's inputs and parameters; objectives are what they are above the smallest.
+once in each round, in random order, in float32 unless it says otherwise; what is compared are times of the same round.
+The copy moves as many bytes as the work must at least, between two buffers that exist already; GB/s are those bytes
+over each contender's time. Kept bytes are what autograd holds for the backward, for each element, without the inputs
+and parameters of what is measured; of a network they count the inputs of its inner layers. Peak bytes are the most that
+PyTorch's allocator had given out at once, beyond what it had before; objectives are what they are above the smallest.
 Compilation ({compilation:.0f} s, all first calls) is not in the times.
 
 {tables}
@@ -41,6 +42,8 @@ Compilation ({compilation:.0f} s, all first calls) is not in the times.
 
 ## Machine
 
+{machines}"""
+MACHINE = """\
 {processor}, {cores} cores, {gpu}. {versions}. {date}. Command:
 
     {command}
@@ -48,48 +51,75 @@ Compilation ({compilation:.0f} s, all first calls) is not in the times.
 
 
 def write(run: Run, folder: Path) -> None:
-    """Stores a run as results.json, one line for each case, and as plots."""
+    """Stores a run as results.json, one line for each case."""
     folder.mkdir(parents=True, exist_ok=True)
     rounded = json.loads(json.dumps(run), parse_float=lambda digits: float(f"{float(digits):.4g}"))
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in rounded.pop("results"))
     head = json.dumps(rounded, indent=1, ensure_ascii=False).removesuffix("\n}")
-    (folder / "results.json").write_text(f'{head},\n "results": [\n{lines}\n]}}\n', encoding="utf-8")
-    for operation, cases in groupby(run["results"], itemgetter("operation")):
+    part = folder / "results.json.part"  # a process that is ended while it writes leaves the whole file of before
+    part.write_text(f'{head},\n "results": [\n{lines}\n]}}\n', encoding="utf-8")
+    part.replace(folder / "results.json")
+
+
+def plots(results: Sequence[Case], folder: Path) -> None:
+    """Draws the cases of each operation."""
+    for operation, cases in groupby(results, itemgetter("operation")):
         plot(operation, list(cases), folder)
 
 
-def page(run: Run, source: str) -> str:
-    """The whole page, in Markdown."""
-    return PAGE.format(version=run["versions"]["srm-triton"], source=source, text=text(run))
+def page(runs: dict[str, Run]) -> str:
+    """The whole page, in Markdown, of runs by their files."""
+    for source, run in runs.items():
+        if run.get("dry_run"):
+            raise ValueError(f"{source}: a dry run measures nothing")
+    gpu = any(run["machine"]["gpu"] for run in runs.values())
+    never = "" if gpu else "No GPU has run the Triton kernels so far. "
+    return PAGE.format(sources=" ".join(runs), gpu=never, text=text(*runs.values()))
 
 
-def text(run: Run) -> str:
-    """The results, what was compared, where and how the run was made, in Markdown."""
+def text(*runs: Run) -> str:
+    """The results, what was compared, where and how the runs were made, in Markdown."""
+    results = [case for run in runs for case in run["results"]]
+    records = [item for case in results for item in case["contenders"].items()]
+    about = [item for run in runs for item in _about(run).items()]
+    return TEXT.format(
+        about="\n".join(f"- **{name}**: {text}" for name, text in dict.fromkeys(about)),
+        compilation=sum(record.get("first_call_seconds", 0) for name, record in records if name == "torch.compile"),
+        tables="\n".join(map(tables, runs)),
+        machines="\n".join(map(_machine, runs)),
+    )
+
+
+def _about(run: Run) -> dict[str, str]:
     records = [item for case in run["results"] for item in case["contenders"].items()]
-    skipped = {name: f"skipped, {record['skipped']}." for name, record in records if "skipped" in record}
+    return run["about"] | {name: f"skipped, {record['skipped']}." for name, record in records if "skipped" in record}
+
+
+def _machine(run: Run) -> str:
     facts = {
-        "about": "\n".join(f"- **{name}**: {about}" for name, about in (run["about"] | skipped).items()),
-        "compilation": sum(record.get("first_call_seconds", 0) for name, record in records if name == "torch.compile"),
         "gpu": run["machine"]["gpu"] or "no GPU",
-        "tables": tables(run["results"]),
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
     }
-    return TEXT.format_map(run | run["machine"] | facts)
+    return MACHINE.format_map(run | run["machine"] | facts)
 
 
-def tables(results: Sequence[Case]) -> str:
-    """A section for each operation, in Markdown: times, bytes kept for the backward, objectives."""
-    lines = []
-    for operation, section in groupby(results, itemgetter("operation")):
-        lines += [f"## {operation}", ""]
+def tables(run: Run) -> str:
+    """A section for each operation, in Markdown: times, bytes, objectives."""
+    lines, gpu = [], run["machine"]["gpu"]
+    for operation, section in groupby(run["results"], itemgetter("operation")):
+        lines += [f"## {operation}{f' on {gpu}' if gpu else ''}", ""]
         for ours, group in groupby(section, lambda case: next(iter(_cells(case, "ratio")))):
             cases = list(group)
             times = {
                 _label(case): _cells(case, "ratio") | {ours: _absolute(case["contenders"][ours])} for case in cases
             }
             kept = {case["case"]: _cells(case, "kept_bytes") for case in cases}  # whatever the number of threads
+            peak = {case["case"]: _cells(case, "peak_bytes") for case in cases}
             objectives = {case["case"]: _cells(case, "excess", "{:+z.2%}".format) for case in cases}
-            lines += [*_table("time", times), *_table("kept bytes", kept), *_table("objective", objectives)]
+            speeds = {_label(case): _speeds(case) for case in cases}
+            quantities = {"kept bytes": kept, "peak bytes": peak, "objective": objectives, "GB/s": speeds}
+            for head, rows in ({"time": times} | quantities).items():
+                lines += _table(head, rows)
     return "\n".join(lines)
 
 
@@ -100,6 +130,13 @@ def _number(value: float) -> str:
 def _cells(case: Case, quantity: str, text: Callable[[float], str] = _number) -> dict[str, str]:
     """The quantity of each contender of which it was measured."""
     return {name: text(record[quantity]) for name, record in case["contenders"].items() if quantity in record}
+
+
+def _speeds(case: Case) -> dict[str, str]:
+    """The least traffic over the time of each contender."""
+    moved = case["contenders"].get("copy", {}).get("moved_bytes")
+    records = case["contenders"].items() if moved else ()
+    return {name: _number(moved / record["nanoseconds"]) for name, record in records if "ratio" in record}
 
 
 def _absolute(record: Record) -> str:
@@ -150,13 +187,17 @@ def plot(operation: str, cases: Sequence[Case], folder: Path) -> None:
 
 
 def main() -> None:
-    """Writes the page."""
-    parser = argparse.ArgumentParser(description="Makes a page of a run's results.")
-    parser.add_argument("results", type=Path)
-    parser.add_argument("page", type=Path)
+    """Writes the page, or the plots."""
+    parser = argparse.ArgumentParser(description="Makes a page or plots of the results of runs.")
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--page", type=Path, help="file of the page")
+    parser.add_argument("--plots", type=Path, help="folder of the plots")
     arguments = parser.parse_args()
-    run = json.loads(arguments.results.read_text(encoding="utf-8"))
-    arguments.page.write_text(page(run, arguments.results.as_posix()), encoding="utf-8")
+    runs = {path.as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in arguments.results}
+    if arguments.plots:
+        plots([case for run in runs.values() for case in run["results"]], arguments.plots)
+    if arguments.page:
+        arguments.page.write_text(page(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import sparse_encode as encode_of_scikit_learn
 from torch import Tensor
 
 from bench.contenders import on_backends, on_cpu
-from bench.harness import DEVICE, Contender
+from bench.harness import DEVICE, Contender, over
 from srm_triton.sparse_code import sparse_encode, sparse_statistics
 
 SPARSITY = 0.1
@@ -21,7 +20,7 @@ ITERATIONS = {"complete": 20, "overcomplete": 100}  # to within 1e-4 of the smal
 
 
 # An element is an entry of a code.
-@pytest.mark.parametrize("name", CASES)
+@over("name", CASES)
 def test_sparse_encode(measure, shrink, threads, name):
     shape = shrink(CASES[name])
     dictionary = F.normalize(torch.randn(shape["features"], shape["atoms"], device=DEVICE), dim=0)

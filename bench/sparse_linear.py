@@ -1,10 +1,9 @@
 """A linear layer with a sparse weight, forward and backward, against torch's own autograd and a dense weight."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.harness import DEVICE, Contender, Function
+from bench.harness import DEVICE, Contender, Function, over
 from srm_triton.sparse_linear import SparseLinear
 
 CASES = {
@@ -14,7 +13,7 @@ CASES = {
 
 
 # An element is an output.
-@pytest.mark.parametrize("name", CASES)
+@over("name", CASES)
 def test_sparse_linear(measure, shrink, threads, name):
     shape = shrink(CASES[name])
     features = shape["features"]

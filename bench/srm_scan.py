@@ -2,16 +2,15 @@
 
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
 from bench.contenders import COMPILED_LOOP, PEERS, PUBLISHED_LOOP, on_backends
-from bench.harness import DEVICE, Contender, Function
+from bench.harness import DEVICE, WORK, Contender, Function, over
 from srm_triton import SRMParameters, srm_scan
 from srm_triton.ops.srm_scan import scan
 
-SHAPE = {"batch": 32, "steps": 16, "neurons": 4096}
+SHAPE = {"batch": 32 * WORK, "steps": 16, "neurons": 4096}
 GROWTH = {"steps": (4, 12, 40, 120, 400), "batch": (1, 4, 10, 40, 100), "neurons": (64, 200, 640, 2000, 6400)}
 
 
@@ -39,7 +38,7 @@ SURROGATE = Contender("surrogate", surrogate, comparable=False)
 
 
 # Least traffic in bytes: the current in, the spikes out; then current and gradient in, one or two gradients out.
-@pytest.mark.parametrize(("case", "traffic"), [("forward", 8), ("forward and backward", 20)])
+@over("case, traffic", [("forward", 8), ("forward and backward", 20)])
 def test_scan(measure, shrink, threads, case, traffic):
     shape = shrink(SHAPE)
     backward = traffic > 8
@@ -63,7 +62,7 @@ def test_learned_constants(measure, shrink, threads):
     measure("forward and backward, constants learned", shape, on_backends(learned_constants), tensors, **options)
 
 
-@pytest.mark.parametrize(("axis", "length"), [(axis, length) for axis in GROWTH for length in GROWTH[axis]])
+@over("axis, length", [(axis, length) for axis in GROWTH for length in GROWTH[axis]])
 def test_growth(measure, shrink, axis, length):
     shape = shrink({"batch": 16, "steps": 16, "neurons": 1024} | {axis: length})
     contenders = [*on_backends(srm_scan), PUBLISHED_LOOP, *PEERS]

@@ -15,6 +15,8 @@ What every Triton kernel here keeps to:
 SRM_SCAN_RULES = {"event": 0, "arctan": 1, "fast_sigmoid": 2, "original": 3}  # how a spike passes its gradient on
 SRM_SCAN_RISE = 0.05  # the rise of the potential at which a silent output neuron counts as firing, in the backward
 
+MOST_LEVELS = 16  # different values of a tensor that is kept in codes
+
 
 def srm_scan_chunk(steps: int, itemsize: int) -> int:
     """Steps held in registers, half as many in float64; the Triton backward restarts from a state kept once a chunk."""

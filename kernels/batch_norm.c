@@ -3,7 +3,8 @@
    A matrix is dense, with the samples of a feature side by side (`by_rows`) or with the features side by side. Workers
    take tiles from a counter: all samples of one feature; or TILE_ROWS rows of TILE_COLUMNS columns, whose sums are added
    in a fixed order, so that the number of threads changes nothing. There the features of `fold` samples make one row. Sums are of
-   differences from a pivot near the mean and of their squares: in REAL over short strips, in double over these. */
+   differences from a pivot and of their squares: in REAL over short strips, in double over these. The pivot is the mean
+   of an eighth of the samples, which no samples can put further than √7 deviations from the mean of all. */
 
 #ifndef REAL
 
@@ -129,7 +130,7 @@ INLINE void TYPED(forward_row)(const BatchNorm *norm, const Tile *tile)
     REAL scale = of[RATE][0] * of[WEIGHT][0], shift = of[BIAS][0] - of[LOW][0] * scale;
     for (int64_t i = 0; i < samples; i++) {
         REAL normalised = (x[i] - high) * scale + shift;
-        y[i] = keep_zeros && x[i] == 0 ? 0 : normalised;
+        y[i] = keep_zeros & (x[i] == 0) ? 0 : normalised;
     }
 }
 
@@ -146,7 +147,7 @@ INLINE void TYPED(backward_row)(const BatchNorm *norm, const Tile *tile)
         REAL of_weight = 0, of_bias = 0;
 #pragma omp simd reduction(+ : of_weight, of_bias)
         for (int64_t i = first; i < least(first + STRIP, samples); i++) {
-            REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+            REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
             of_weight += grad * (x[i] - high);
             of_bias += grad;
         }
@@ -159,18 +160,23 @@ INLINE void TYPED(backward_row)(const BatchNorm *norm, const Tile *tile)
     REAL scale = rate * of[WEIGHT][0], slope = rate * (REAL)(grad_weight / norm->divisor);
     REAL mean = grad_bias / samples - low * slope;
     for (int64_t i = 0; i < samples; i++) {
-        REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+        REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
         dx[i] = scale * (grad - mean - (x[i] - high) * slope);
     }
 }
 
 /* Tile by tile: a first pass leaves sums of each, a second one normalises */
 
-INLINE void TYPED(sum_differences)(const BatchNorm *norm, const Tile *tile, const REAL *restrict pivot,
-                                   double *restrict sum, double *restrict squares)
+INLINE void TYPED(sum_forward)(const BatchNorm *norm, const Tile *tile)
 {
-    for (int64_t i = 0; i < tile->columns; i++)
-        sum[i] = squares[i] = 0;
+    REAL pivot[TILE_COLUMNS] = {0};
+    double sum[TILE_COLUMNS] = {0}, squares[TILE_COLUMNS] = {0};
+    int64_t eighth = (tile->rows + 7) / 8;
+    for (int64_t row = 0; row < eighth; row++) {
+        const REAL *restrict x = (const REAL *)norm->inputs + place_of(norm, tile, row);
+        for (int64_t i = 0; i < tile->columns; i++)
+            pivot[i] += x[i] / eighth;
+    }
     for (int64_t row = 0; row < tile->rows;) {
         REAL part[TILE_COLUMNS] = {0}, of_squares[TILE_COLUMNS] = {0};
         for (int64_t end = least(row + STRIP_ROWS, tile->rows); row < end; row++) {
@@ -185,25 +191,6 @@ INLINE void TYPED(sum_differences)(const BatchNorm *norm, const Tile *tile, cons
             sum[i] += part[i];
             squares[i] += of_squares[i];
         }
-    }
-}
-
-INLINE void TYPED(sum_forward)(const BatchNorm *norm, const Tile *tile)
-{
-    REAL pivot[TILE_COLUMNS] = {0};
-    double sum[TILE_COLUMNS], squares[TILE_COLUMNS];
-    for (int64_t row = 0, rows = least(STRIP_ROWS, tile->rows); row < rows; row++) {
-        const REAL *restrict x = (const REAL *)norm->inputs + place_of(norm, tile, row);
-        for (int64_t i = 0; i < tile->columns; i++)
-            pivot[i] += x[i] / rows;
-    }
-    for (int far = 1, attempt = 0; far && attempt < 2; attempt++) {
-        TYPED(sum_differences)(norm, tile, pivot, sum, squares);
-        far = 0;
-        for (int64_t i = 0; i < tile->columns && !attempt; i++) /* digits are lost: once more, about the mean */
-            far |= sum[i] * sum[i] > squares[i] * tile->rows / 2;
-        for (int64_t i = 0; i < tile->columns && far; i++)
-            pivot[i] += sum[i] / tile->rows;
     }
     for (int64_t i = 0; i < tile->columns; i++) {
         partial(norm, tile->row, tile->column, 3, 0)[i] = pivot[i];
@@ -248,7 +235,7 @@ INLINE void TYPED(normalise)(const BatchNorm *norm, const Tile *tile)
         REAL *restrict y = (REAL *)norm->results + place_of(norm, tile, row);
         for (int64_t i = 0; i < tile->columns; i++) {
             REAL normalised = (x[i] - of[HIGH][i]) * scale[i] + shift[i];
-            y[i] = keep_zeros && x[i] == 0 ? 0 : normalised;
+            y[i] = keep_zeros & (x[i] == 0) ? 0 : normalised;
         }
     }
 }
@@ -265,7 +252,7 @@ INLINE void TYPED(sum_backward)(const BatchNorm *norm, const Tile *tile)
             const REAL *restrict x = (const REAL *)norm->inputs + place_of(norm, tile, row);
             const REAL *restrict dy = (const REAL *)norm->grad_outputs + place_of(norm, tile, row);
             for (int64_t i = 0; i < tile->columns; i++) {
-                REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+                REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
                 products[i] += grad * (x[i] - of[HIGH][i]);
                 grads[i] += grad;
             }
@@ -313,7 +300,7 @@ INLINE void TYPED(differentiate)(const BatchNorm *norm, const Tile *tile)
         const REAL *restrict dy = (const REAL *)norm->grad_outputs + place_of(norm, tile, row);
         REAL *restrict dx = (REAL *)norm->results + place_of(norm, tile, row);
         for (int64_t i = 0; i < tile->columns; i++) {
-            REAL grad = keep_zeros && x[i] == 0 ? 0 : dy[i];
+            REAL given = dy[i], grad = keep_zeros & (x[i] == 0) ? 0 : given;
             dx[i] = scale[i] * (grad - mean[i] - (x[i] - of[HIGH][i]) * slope[i]);
         }
     }

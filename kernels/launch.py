@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 import torch
 import triton
 from triton import language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
 _interpreter_lock = threading.RLock()  # Triton's interpreter keeps the running program in globals
 MAX_GRID_Y = 65535  # CUDA's limit on the second and third dimension of a grid
@@ -19,7 +18,7 @@ def _probe():
 
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter, and so on CPU tensors."""
-    return isinstance(_probe, InterpretedFunction)
+    return not isinstance(_probe, triton.JITFunction)  # its own class would import NumPy
 
 
 def warp_size() -> int:

@@ -14,12 +14,27 @@ def outer_time_inner(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -
     """Views `tensor` as [outer, time, inner] in the memory order of the dense tensor `like`; copies only if it must."""
     if time_axis == 1 and like.is_contiguous() and tensor.is_contiguous():  # the usual case, in a tenth of the time
         return tensor.view(tensor.shape[0], tensor.shape[1], -1)
+    permuted, shape = _in_memory_order(tensor, like, time_axis)
+    return permuted.reshape(shape)
+
+
+def rows_of(tensor: torch.Tensor, like: torch.Tensor, time_axis: int) -> torch.Tensor | None:
+    """As `outer_time_inner`; None where it must copy."""
+    permuted, shape = _in_memory_order(tensor, like, time_axis)
+    try:
+        return permuted.view(shape)
+    except RuntimeError:
+        return None
+
+
+def _in_memory_order(
+    tensor: torch.Tensor, like: torch.Tensor, time_axis: int
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
     order = memory_order(like)
     position = order.index(time_axis)
     permuted = tensor.permute(order)
-    outer = permuted.shape[:position].numel()
-    inner = permuted.shape[position + 1 :].numel()
-    return permuted.reshape(outer, permuted.shape[position], inner)
+    outer, inner = permuted.shape[:position].numel(), permuted.shape[position + 1 :].numel()
+    return permuted, (outer, permuted.shape[position], inner)
 
 
 def memory_order(tensor: torch.Tensor) -> list[int]:

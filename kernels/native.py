@@ -3,16 +3,17 @@
 import ctypes
 import functools
 import importlib.util
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from . import SRM_SCAN_RISE, SRM_SCAN_RULES
-from .layout import NeuronOrder, outer_time_inner
+from . import MOST_LEVELS, SRM_SCAN_RISE, SRM_SCAN_RULES
+from .layout import NeuronOrder, outer_time_inner, rows_of
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
-_NARROW = 16  # neurons; shorter rows cost more than copies in which all neurons make one row
+_NARROW = 16  # neurons; shorter rows, if there are more than so many, cost more than copies that make one row of all
 _WIDE = 128  # neurons of a channel that lie side by side; fewer are worth no tile of their own
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
 _STORAGES = {torch.bfloat16: 1, torch.float16: 2}  # of sequences that are computed in float32
@@ -89,9 +90,15 @@ class _BatchNorm(ctypes.Structure):
     )
 
 
+class _Levels(ctypes.Structure):
+    """`Levels` of levels.c, field by field."""
+
+    _fields_ = _fields((ctypes.c_int64, "count bits levels"), (ctypes.c_void_p, "values table codes"))
+
+
 _STRUCTURES = {
     "srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson, "cosine": _Cosine,
-    "variation": _Variation,
+    "variation": _Variation, "levels": _Levels,
 }  # fmt: skip
 _LAYOUTS = {"srm_scan": 3, "batch_norm": 3}  # numbers that a source states, where they are more than one
 
@@ -155,11 +162,8 @@ class _Neurons(NeuronOrder):
         super().__init__(like, time_axis, constants.shape[1])
         self.dtype = current.dtype
         self.current = self.sequence(current)
-        inner, stride = self.current.shape[2], self.channel_stride
-        block = min(stride, inner) if stride >= _WIDE else inner
-        uniform = self.channels == 1 or (stride >= _WIDE and inner % block == 0 and stride % block == 0)
-        block = block if uniform and self.channels > 1 else inner
-        self.scan = _Scan(*self.current.shape, 0, block, self.channels, stride, not uniform)
+        blocks = _blocks(self.current.shape[2], self.channels, self.channel_stride)
+        self.scan = _Scan(*self.current.shape, 0, *blocks)
         self.scan.storage = _STORAGES.get(self.dtype, 0)
         self.scan.current_stride_outer, self.scan.current_stride_time, _ = self.current.stride()
         self.kept: list[torch.Tensor] = []  # whose memory the structure points to
@@ -175,16 +179,16 @@ class _Neurons(NeuronOrder):
         """As C reads it."""
         viewed = super().sequence(tensor).to(self.dtype)
         outer, steps, inner = viewed.shape
-        if inner < _NARROW:
+        if inner < _NARROW < outer:
             viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
         return viewed if viewed.stride(2) == 1 else viewed.contiguous()
 
     def point_to_states(self, *, filled: bool, **tensors: torch.Tensor | None) -> None:
-        """Points fields to states and events that are given and have elements; C reads them, or has `filled` them."""
+        """Points fields to states and events that are given; C reads them, or has `filled` them."""
         for name, tensor in tensors.items():
             leading = 0 if name == "events" else 1
             flat = self.flat(tensor, leading)
-            if tensor is not None and flat is not None and flat.numel():
+            if tensor is not None and flat is not None:
                 self._point(name, flat)
                 if filled:
                     self.results.append((flat, tensor, leading))
@@ -192,7 +196,7 @@ class _Neurons(NeuronOrder):
     def point_to_sequences(self, **tensors: torch.Tensor | None) -> None:
         """Points fields to sequences that C fills: to their own memory, if it is as C writes it."""
         for name, tensor in tensors.items():
-            if tensor is None or tensor.shape == (0,):
+            if tensor is None:
                 continue
             viewed = outer_time_inner(tensor, tensor, self.time_axis)
             if viewed.shape != self.current.shape:  # narrow
@@ -206,16 +210,91 @@ class _Neurons(NeuronOrder):
     def run(self, direction: str, threads: int) -> None:
         """Runs the scan and hands the results over."""
         scan = self.scan
-        _, scan.tile, _ = _layout(_library(), "srm_scan")
-        blocks = scan.outer * (scan.inner // scan.block)
-        while scan.tile > _SMALLEST_TILE and blocks * -(-scan.block // scan.tile) < threads:
-            scan.tile //= 2  # so that no thread goes without
+        scan.tile = _tile(scan.outer, scan.inner, scan.block, threads)
         _run(f"srm_scan_{direction}", scan, self.dtype, threads)
         for memory, tensor, leading in self.results:
             if leading is None:
                 tensor.copy_(memory)
             else:
                 self.hand_over(memory, tensor, leading)
+
+
+_PACK = struct.Struct("14q d 15P 2q").pack  # `_Scan`, in a tenth of the time
+
+
+class LaunchPlan(NamedTuple):
+    """What is the same in each scan of sequences of one layout."""
+
+    sizes: tuple[int, ...]
+    """The first fields of `_Scan`, up to the rule."""
+    scratch: int
+    """Values that the backward needs beside."""
+    forward: Any
+    """The function of the library."""
+    backward: Any
+
+
+def _pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@functools.lru_cache(maxsize=512)
+def scan_plan(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    grad_stride: tuple[int, ...],
+    dtype: torch.dtype,
+    channels: int,
+    time_axis: int,
+    threads: int,
+) -> LaunchPlan | None:
+    """The plan for a current and the gradient of its spikes; None where they are not read as they are.
+
+    The plans used last are kept: `scan_plan.cache_info()` counts them, `scan_plan.cache_clear()` forgets them.
+    """
+    strides = stride, grad_stride
+    sequence, gradient = (torch.empty_strided(shape, each, dtype=dtype, device="meta") for each in strides)
+    like = torch.empty_like(sequence)
+    order = NeuronOrder(like, time_axis, channels)
+    rows = [rows_of(each, like, time_axis) for each in (sequence, gradient)]
+    if like.stride() != stride or order.axes != sorted(order.axes) or any(each is None for each in rows):
+        return None
+    current, grad = (row for row in rows if row is not None)
+    outer, steps, inner = current.shape
+    if inner < _NARROW < outer or (inner > 1 and (current.stride(2) != 1 or grad.stride(2) != 1)):
+        return None
+    _, tile, chunk = _layout(_library(), "srm_scan")
+    block, *others = _blocks(inner, channels, order.channel_stride)
+    neurons = _tile(outer, inner, block, threads), block, *others
+    sizes = outer, steps, inner, *neurons, *current.stride()[:2], *grad.stride()[:2], _STORAGES.get(dtype, 0)
+    functions = (_function(f"srm_scan_{direction}", dtype) for direction in ("forward", "backward"))
+    return LaunchPlan(sizes, threads * 3 * (chunk - (-steps // chunk)) * tile, *functions)
+
+
+def _blocks(inner: int, channels: int, stride: int) -> tuple[int, int, int, bool]:
+    """Neurons that tiles divide, the channels, their stride, and whether constants change within a tile."""
+    wide = channels > 1 and stride >= _WIDE
+    return min(stride, inner) if wide else inner, channels, stride, channels > 1 and not wide
+
+
+def _tile(outer: int, inner: int, block: int, threads: int) -> int:
+    """Neurons of a block that a thread takes at once."""
+    _, tile, _ = _layout(_library(), "srm_scan")
+    while tile > _SMALLEST_TILE and outer * (inner // block) * -(-block // tile) < threads:
+        tile //= 2  # so that no thread goes without
+    return tile
+
+
+def _plan_for(
+    current: torch.Tensor, grad: torch.Tensor, time_axis: int, threads: int, channels: int, *states: torch.Tensor | None
+) -> LaunchPlan | None:
+    """The plan for tensors that C reads as they are; None where they need copies."""
+    if grad.dtype != current.dtype:
+        return None
+    for state in states:
+        if state is not None and not state.is_contiguous():
+            return None
+    return scan_plan(current.shape, current.stride(), grad.stride(), current.dtype, channels, time_axis, threads)
 
 
 def scan_forward(
@@ -229,13 +308,20 @@ def scan_forward(
     gradient_trace: torch.Tensor | None,
     time_axis: int,
 ) -> None:
-    """Fills `spikes` and, where they are given and have elements, the others; as kernels/srm_scan.py."""
+    """Fills `spikes` and, where they are given, the others; as kernels/srm_scan.py."""
+    threads = _number_of_threads(current)
+    plan = _plan_for(current, spikes, time_axis, threads, constants.shape[1], constants, initial)
+    if plan is not None:
+        read = current.data_ptr(), constants.data_ptr(), _pointer(initial), 0, 0, _pointer(events)
+        filled = spikes.data_ptr(), _pointer(final), _pointer(membrane), _pointer(gradient_trace)
+        plan.forward(_PACK(*plan.sizes, 0, SRM_SCAN_RISE, *read, *filled, *[0] * 7), _thread_pool(), threads)
+        return
     neurons = _Neurons(current, spikes, constants, time_axis)
     neurons.scan.rise = SRM_SCAN_RISE
     neurons.point_to_states(filled=False, initial=initial)
     neurons.point_to_states(filled=True, final=final, events=events)
     neurons.point_to_sequences(spikes=spikes, membrane=membrane, gradient_trace=gradient_trace)
-    neurons.run("forward", _number_of_threads(neurons.current))
+    neurons.run("forward", threads)
 
 
 def scan_backward(
@@ -244,16 +330,27 @@ def scan_backward(
     current: torch.Tensor,
     constants: torch.Tensor,
     initial: torch.Tensor | None,
-    events: torch.Tensor,
-    weight_path: torch.Tensor,
-    time_path: torch.Tensor,
-    grad_initial: torch.Tensor,
-    grad_constants: torch.Tensor,
+    events: torch.Tensor | None,
+    weight_path: torch.Tensor | None,
+    time_path: torch.Tensor | None,
+    grad_initial: torch.Tensor | None,
+    grad_constants: torch.Tensor | None,
     time_axis: int,
     rule: str,
 ) -> None:
-    """Fills those of the last four tensors that have elements; as kernels/srm_scan.py."""
-    like = next((path for path in (weight_path, time_path) if path.numel()), torch.empty_like(current))
+    """Fills those of the last four tensors that are given; as kernels/srm_scan.py."""
+    threads = _number_of_threads(current)
+    plan = _plan_for(
+        current, grad_spikes, time_axis, threads, constants.shape[1], constants, initial, grad_final, events
+    )
+    if plan is not None:
+        scratch = constants.new_empty(plan.scratch)
+        read = current.data_ptr(), constants.data_ptr(), _pointer(initial), grad_spikes.data_ptr(), _pointer(grad_final)
+        filled = _pointer(weight_path), _pointer(time_path), _pointer(grad_initial), _pointer(grad_constants)
+        pointers = *read, _pointer(events), 0, 0, 0, 0, *filled, scratch.data_ptr(), 0, 0
+        plan.backward(_PACK(*plan.sizes, SRM_SCAN_RULES[rule], SRM_SCAN_RISE, *pointers), _thread_pool(), threads)
+        return
+    like = next((path for path in (weight_path, time_path) if path is not None), torch.empty_like(current))
     neurons = _Neurons(current, like, constants, time_axis)
     scan = neurons.scan
     grad = neurons.sequence(grad_spikes)
@@ -262,24 +359,28 @@ def scan_backward(
     neurons.point_to_states(filled=False, initial=initial, grad_final=grad_final, events=events)
     neurons.point_to_states(filled=True, grad_initial=grad_initial, grad_constants=grad_constants)
     neurons.point_to_sequences(weight_path=weight_path, time_path=time_path)
-    threads = _number_of_threads(neurons.current)
     _, largest_tile, chunk = _layout(_library(), "srm_scan")
     scratch = constants.new_empty(threads, 3 * (chunk - (-scan.steps // chunk)), largest_tile)
     scan.scratch = scratch.data_ptr()
     neurons.run("backward", threads)
 
 
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _number_of_threads(x: torch.Tensor) -> int:
     return threads() if x.numel() >= _PARALLEL_FROM else 1
 
 
+@functools.cache
+def _function(stem: str, dtype: torch.dtype) -> Any:
+    kind = (
+        f"uint{8 * dtype.itemsize}_t" if stem.startswith("levels") else "double" if dtype == torch.float64 else "float"
+    )
+    function = getattr(_library(), f"{stem}_{kind}")
+    function.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint
+    return function
+
+
 def _run(stem: str, argument: ctypes.Structure, dtype: torch.dtype, threads: int) -> None:
-    function = getattr(_library(), f"{stem}_{'double' if dtype == torch.float64 else 'float'}")
-    function(ctypes.byref(argument), _thread_pool(), ctypes.c_uint(threads))
+    _function(stem, dtype)(ctypes.byref(argument), _thread_pool(), threads)
 
 
 def bregman_step(
@@ -450,3 +551,28 @@ def _batch_norm(
     _run(f"batch_norm_{direction}", norm, statistics.dtype, _number_of_threads(inputs))
     if not in_place:
         own.copy_(filled)
+
+
+def _levels(direction: str, values: torch.Tensor, table: torch.Tensor, codes: torch.Tensor | None, bits: int) -> int:
+    argument = _Levels(values.numel(), bits, len(table), values.data_ptr(), table.data_ptr(), _pointer(codes))
+    _run(f"levels_{direction}", argument, values.dtype, 1)
+    return int(argument.levels)
+
+
+def find_levels(values: torch.Tensor) -> torch.Tensor | None:
+    """The different values of a dense tensor, in the order of memory; None for more than `MOST_LEVELS`."""
+    table = values.new_empty(MOST_LEVELS)
+    found = _levels("find", values, table, None, 0)
+    return table[:found].clone() if found <= MOST_LEVELS else None
+
+
+def encode_levels(values: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
+    """The numbers of the values in the table, of `bits` each, the first in the lowest bits of a byte; uint8."""
+    codes = values.new_empty(-(-values.numel() * bits // 8), dtype=torch.uint8)
+    _levels("encode", values, table, codes, bits)
+    return codes
+
+
+def decode_levels(values: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bits: int) -> None:
+    """Fills dense `values` with those that `encode_levels` took."""
+    _levels("decode", values, table, codes, bits)

@@ -349,14 +349,16 @@ static void TYPED(backward_worker)(void *argument)
         TYPED(backward)(scan, 0, scan->rule, 0);
 }
 
-void TYPED(srm_scan_forward)(Scan *scan, RunParallel *run_parallel, unsigned threads)
+void TYPED(srm_scan_forward)(const Scan *given, RunParallel *run_parallel, unsigned threads)
 {
-    run(TYPED(forward_worker), scan, run_parallel, threads);
+    Scan scan = *given; /* whose counters change */
+    run(TYPED(forward_worker), &scan, run_parallel, threads);
 }
 
-void TYPED(srm_scan_backward)(Scan *scan, RunParallel *run_parallel, unsigned threads)
+void TYPED(srm_scan_backward)(const Scan *given, RunParallel *run_parallel, unsigned threads)
 {
-    run(TYPED(backward_worker), scan, run_parallel, threads);
+    Scan scan = *given;
+    run(TYPED(backward_worker), &scan, run_parallel, threads);
 }
 
 #endif

@@ -2,12 +2,17 @@
 
 import importlib.util
 import os
+import warnings
 
 if importlib.util.find_spec("srm_triton.kernels") is None:  # an installation maps kernels/ to it
     raise ImportError(
         "srm_triton is not installed, and in a clone its kernels lie elsewhere; run: "
         f"pip install --editable {os.path.dirname(__path__[0])}"
     )
+
+with warnings.catch_warnings():  # torch says so whenever it is imported; NumPy is needed by extras only
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
+    import torch  # noqa: F401
 
 from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
@@ -43,6 +48,8 @@ from srm_triton.resnet import ResNet18_2D, SpikingResNet18_2D
 from srm_triton.sparse_code import SparseRepresentation, SparseStatistics, sparse_encode, sparse_statistics
 from srm_triton.sparse_linear import SparseLinear
 from srm_triton.split_bregman import DenoisingState
+
+__version__ = "0.2.0"
 
 __all__ = [
     "BatchNorm1d",

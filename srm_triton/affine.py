@@ -13,19 +13,30 @@ Inputs that repeat over time (stride 0, as `expand` makes them) are mapped once,
 Source: the code of Zhu et al., NeurIPS 2022 and 2023.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
+from srm_triton.backend import requested_backend
 from srm_triton.checks import check_number, check_option, check_same, check_size, check_sizes, check_tensor, time_axes
-from srm_triton.functions import Function, Gradients, once_differentiable, transforms_active
-from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
-from srm_triton.parameters import SRMParameters, SRMState, check_parameters
+from srm_triton.functions import (
+    Function,
+    Gradients,
+    once_differentiable,
+    refuse_random_numbers,
+    traced,
+    transforms_active,
+)
+from srm_triton.levels import KEEPS, Keep, decode, encode, mark
+from srm_triton.ops.srm_scan import Gradient, Scan, Surrogate, check_fits, check_gradient, needs_gradient
+from srm_triton.parameters import SRMParameters, SRMState, check_parameters, stack_state, unstack_state
+from srm_triton.precision import as_autocast, autocast_of
 
 InputGradient = Literal["time", "value"]
 
@@ -38,8 +49,11 @@ class Map(Protocol):
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What it maps the samples to; autograd sees all of it."""
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
-        """The time path of the samples, given that of the current."""
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
+        """The time path of the samples, given that of the current, times `scale`."""
+
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
+        """Gradients of the samples and of each tensor, as far as they are `needed`, given that of the current."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +64,17 @@ class Linear:
         """[samples, in_features] to [samples, out_features]."""
         return F.linear(samples, *tensors)
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`."""
-        return grad @ tensors[0].to(grad.dtype)
+        return torch.addmm(grad.new_empty(1), grad, tensors[0].to(grad.dtype), beta=0, alpha=scale)
+
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
+        """See `Map`."""
+        return (
+            grad @ tensors[0] if needed[0] else None,
+            grad.t() @ samples if needed[1] else None,
+            grad.sum(0) if needed[2] else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,13 +91,20 @@ class Convolution:
         convolve: Callable[..., Tensor] = CONVOLUTIONS[len(self.stride)]
         return convolve(samples, *tensors, self.stride, self.padding, self.dilation, self.groups)
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
+        """See `Map`; the scale is taken by the weight, which is smaller."""
+        samples, weight = samples.to(grad.dtype), tensors[0].to(grad.dtype) * scale
+        return self._backward(grad, samples, weight, (True, False, False))[0].mul_(samples)
+
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
         """See `Map`."""
-        grad_samples: Tensor = torch.ops.aten.convolution_backward(
-            grad, samples.to(grad.dtype), tensors[0].to(grad.dtype), None, self.stride, self.padding, self.dilation,
-            False, (0,) * len(self.stride), self.groups, (True, False, False),
-        )[0]  # fmt: skip
-        return grad_samples * samples
+        return tuple(self._backward(grad, samples, tensors[0], needed))
+
+    def _backward(self, grad: Tensor, samples: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
+        return torch.ops.aten.convolution_backward(
+            grad, samples, weight, (len(weight),), self.stride, self.padding, self.dilation, False,
+            (0,) * len(self.stride), self.groups, needed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,19 +116,185 @@ class ModuleMap:
     by_inputs: bool
     """Whether the time path is multiplied by the inputs, as a convolution's is."""
 
+    modes: tuple[bool, ...] = ()
+    """Which of its parts are in training, for the layer that runs it again in the backward."""
+
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What the module returns, its hooks included."""
         current: Tensor = self.module(samples)
         return current
 
-    def transpose(self, grad: Tensor, samples: Tensor, *tensors: Any) -> Tensor:
+    def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`; an affine map's derivative does not depend on where it is taken."""
 
         def apply(x: Tensor) -> Tensor:
+            x = x.to(tensors[0].dtype) if tensors else x  # spikes in half precision, under autocast
             return functional_call(self.module, dict(zip(self.names, tensors, strict=True)), x).to(grad.dtype)
 
-        grad_samples: Tensor = vjp(apply, samples)[1](grad)[0]
+        grad_samples: Tensor = vjp(apply, samples)[1](grad)[0] * scale
         return grad_samples * samples if self.by_inputs else grad_samples
+
+    def check_again(self) -> None:
+        """Checks, in the backward, that the module maps as it did.
+
+        Raises:
+            RuntimeError: if parts of the module changed between training and evaluation.
+        """
+        if self.modes != modes_of(self.module):
+            raise RuntimeError('affine must be in the mode, training or evaluation, of its forward with keep="spikes"')
+
+    def derivatives(self, grad: Tensor, samples: Tensor, needed: Sequence[bool], *tensors: Any) -> Gradients:
+        """See `Map`; the module runs once more."""
+        with torch.enable_grad():
+            leaves = [
+                tensor.detach().requires_grad_(wanted)
+                for tensor, wanted in zip((samples, *tensors), needed, strict=True)
+            ]
+            current = functional_call(self.module, dict(zip(self.names, leaves[1:], strict=True)), leaves[0])
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(current, wanted, grad.to(current.dtype), allow_unused=True))
+        return tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def modes_of(module: nn.Module) -> tuple[bool, ...]:
+    """Which parts of a module are in training."""
+    return tuple(part.training for part in module.modules())
+
+
+class _Joint(NamedTuple):
+    """How a map and its neurons run, the same in both directions."""
+
+    affine: Map
+    scan: Scan
+    split: bool
+    """Whether the inputs receive the time path."""
+    scale: float
+    """What that is multiplied by."""
+    repeats: bool
+    """Whether the inputs are the same at every step, and mapped once."""
+    lean: bool
+    """Whether inputs are kept in their levels, and the current is computed again."""
+    autocast: torch.dtype | None
+    """What products are converted to."""
+
+
+class _MapAndFire(Function):
+    """An affine map and the neurons behind it.
+
+    Returns the spikes, the state after the last step, and what the backward needs.
+    """
+
+    @staticmethod
+    def forward(
+        inputs: Tensor, constants: Tensor, initial: Tensor | None, how: _Joint, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        again = how.lean and isinstance(how.affine, ModuleMap)
+        with refuse_random_numbers("affine with keep='spikes'", inputs.device) if again else nullcontext():
+            current = _current(inputs, how.affine, tensors, how.scan.time_axis, how.repeats)
+        check_fits(current, constants, initial, how.scan.time_axis)
+        results = how.scan.forward(current, constants, initial)
+        return tuple(results) if how.lean else (*results, current)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        mapped, constants, initial, ctx.how, *tensors = inputs
+        kept = output[1 + ctx.how.scan.return_state :]
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.count = len(tensors)
+        if ctx.how.lean:
+            saved, ctx.form = encode(mapped)
+            ctx.save_for_backward(constants, initial, *tensors, *kept, *saved)
+        else:
+            ctx.save_for_backward(constants, initial, *tensors, *kept, mapped)
+
+    @staticmethod
+    @once_differentiable("spiking layers")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
+        how: _Joint = ctx.how
+        axis = how.scan.time_axis
+        constants, initial, *rest = saved
+        tensors, rest = rest[: ctx.count], rest[ctx.count :]
+        if how.lean:
+            coded = 1 if ctx.form is None else 2
+            kept, inputs = rest[:-coded], decode(rest[-coded:], ctx.form)
+            if isinstance(how.affine, ModuleMap):
+                how.affine.check_again()
+            with torch.no_grad(), as_autocast(inputs, how.autocast):
+                current = _current(inputs, how.affine, tuple(tensors), axis, how.repeats)
+        else:
+            *kept, current, inputs = rest
+        of_inputs, of_constants, of_initial, _, *of_tensors = ctx.needs_input_grad
+        needed = of_inputs and not how.split, *of_tensors
+        asked = [any(needed), of_inputs and how.split, of_initial, of_constants]
+        dtype = current.dtype
+        weight_path, time_path, grad_initial, grad_constants = how.scan.backward(
+            gradients, current, constants, initial, kept, asked
+        )
+        del current  # as below: each is as large as the sequence
+        samples, shape = inputs.flatten(0, 1), inputs.shape[:2]
+        originals = inputs, *tensors
+        runs_again = isinstance(how.affine, ModuleMap)
+        if not runs_again and (samples.dtype != dtype or tensors[0].dtype != dtype):  # under autocast
+            samples = samples.to(dtype)
+            tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+        found: Gradients = (None,) * len(needed)
+        if weight_path is not None:
+            distinct = samples
+            if how.repeats:
+                weight_path = weight_path.sum(axis, keepdim=True)
+                distinct = samples.unflatten(0, shape).narrow(axis, 0, 1).flatten(0, 1)
+            with as_autocast(inputs, how.autocast) if runs_again else nullcontext():
+                found = how.affine.derivatives(weight_path.flatten(0, 1), distinct, needed, *tensors)
+            del weight_path
+        if time_path is not None:
+            found = how.affine.transpose(time_path.flatten(0, 1), samples, how.scale, *tensors), *found[1:]
+        given = [None if g is None else _as(g, o) for g, o in zip(found, originals, strict=True)]
+        grad_inputs = None if given[0] is None else given[0].unflatten(0, shape)
+        return grad_inputs, grad_constants, grad_initial, None, *given[1:]
+
+
+def _as(gradient: Tensor, like: Tensor | None) -> Tensor:
+    return gradient if like is None or gradient.dtype == like.dtype else gradient.to(like.dtype)
+
+
+def _current(inputs: Tensor, affine: Map, tensors: tuple[Tensor | None, ...], time_axis: int, repeats: bool) -> Tensor:
+    distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
+    current = affine(distinct.flatten(0, 1), *tensors).unflatten(0, distinct.shape[:2])
+    return current.expand(*inputs.shape[:2], *current.shape[2:]) if repeats else current
+
+
+class _KeptLinear(Function):
+    """A matrix product that keeps its inputs in the levels of spikes."""
+
+    @staticmethod
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(inputs, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        saved, ctx.form = encode(inputs[0])
+        ctx.save_for_backward(inputs[1], *saved)
+
+    @staticmethod
+    @once_differentiable("layers with keep='spikes'")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
+        weight, *coded = saved
+        inputs = decode(tuple(coded), ctx.form)
+        path, samples = grad.flatten(0, 1), inputs.flatten(0, 1).to(grad.dtype)
+        found = Linear().derivatives(path, samples, ctx.needs_input_grad, weight.to(grad.dtype))
+        grad_inputs, *others = (
+            None if g is None else _as(g, o) for g, o in zip(found, (inputs, weight, weight), strict=True)
+        )
+        return None if grad_inputs is None else grad_inputs.view(inputs.shape), *others
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, keep: Keep) -> Tensor:
+    """`torch.nn.functional.linear` of [batch, time, in_features], with `keep` as in `SRMLayer`."""
+    if keep == "current" or traced() or not needs_gradient(inputs, weight, bias):
+        return F.linear(inputs, weight, bias)
+    result: Tensor = _KeptLinear.apply(inputs, weight, bias)
+    return result
 
 
 class _TimePath(Function):
@@ -118,7 +313,7 @@ class _TimePath(Function):
     @once_differentiable("spiking layers")
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
         samples, *tensors = saved
-        grad_samples = ctx.affine.transpose(grad, samples, *tensors) * ctx.scale
+        grad_samples = ctx.affine.transpose(grad, samples, ctx.scale, *tensors)
         return grad_samples.to(samples.dtype), None, None, None, *[None] * len(tensors)
 
 
@@ -136,12 +331,15 @@ class Rules:
     output: bool = False
     input_gradient: InputGradient = "time"
     time_gradient_scale: float = 0.85
+    keep: Keep = "current"
 
     def __post_init__(self) -> None:
         check_gradient(self.gradient, self.surrogate)
         check_option("output", self.output, (False, True))
         check_option("input_gradient", self.input_gradient, get_args(InputGradient))
-        check_number("time_gradient_scale", self.time_gradient_scale, 0)
+        check_option("keep", self.keep, KEEPS)
+        scale = check_number("time_gradient_scale", self.time_gradient_scale, 0)
+        object.__setattr__(self, "time_gradient_scale", scale)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Rules":
@@ -180,26 +378,62 @@ def map_inputs(
         rules: how gradients pass.
         time_axis: 0 or 1.
     """
-    # transforms hide what needs a gradient
-    split = rules.splits and torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
-    # inputs mapped once would receive the gradient of all steps at the first
-    repeats = _repeats(inputs, time_axis) and (split or not inputs.requires_grad)
-    distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
-    samples = (distinct.detach() if split else distinct).flatten(0, 1)
-    mapped = affine(samples, *tensors)
-    current = mapped.unflatten(0, distinct.shape[:2])
-    if repeats:
-        current = current.expand(*inputs.shape[:2], *mapped.shape[1:])
+    split, repeats = _ways(inputs, rules, time_axis)
+    current = _current(inputs.detach() if split else inputs, affine, tensors, time_axis, repeats)
     if not split:
         return current, None
     detached = (None if tensor is None else tensor.detach() for tensor in tensors)
-    earlier = _TimePath.apply(inputs.flatten(0, 1), mapped.detach(), affine, rules.time_gradient_scale, *detached)
-    return current, earlier.unflatten(0, inputs.shape[:2])
+    mapped, scale = current.detach().flatten(0, 1), rules.time_gradient_scale
+    path = _TimePath.apply(inputs.flatten(0, 1), mapped, affine, scale, *detached)
+    earlier: Tensor = path.unflatten(0, inputs.shape[:2])
+    return current, earlier
+
+
+def _ways(inputs: Tensor, rules: Rules, time_axis: int) -> tuple[bool, bool]:
+    """Whether inputs receive the time path, and whether they are mapped once, as they repeat."""
+    # transforms hide what needs a gradient
+    split = rules.splits and torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
+    # inputs mapped once would receive the gradient of all steps at the first
+    return split, _repeats(inputs, time_axis) and (split or not inputs.requires_grad)
+
+
+def map_and_fire(
+    inputs: Tensor,
+    affine: Map,
+    tensors: tuple[Tensor | None, ...],
+    rules: Rules,
+    parameters: SRMParameters,
+    state: SRMState | None = None,
+    *,
+    return_state: bool,
+    batch_first: bool,
+) -> Any:
+    """What `scan` makes of the current of `map_inputs`, in fewer steps; with ``keep="spikes"`` in less memory.
+
+    Compiled code and transforms of `torch.func` keep the current in either case.
+    """
+    check_option("return_state", return_state, (False, True))
+    time_axis = 1 if batch_first else 0
+    constants, initial = parameters.pack(inputs), stack_state(state, inputs)
+    split, repeats = _ways(inputs, rules, time_axis)
+    keep = needs_gradient(inputs, constants, initial, *tensors)
+    scan = Scan(time_axis, rules.name, rules.output, return_state, keep, requested_backend())
+    if keep:
+        lean = rules.keep == "spikes" and not traced()
+        converted = autocast_of(inputs) if lean else None
+        how = _Joint(affine, scan, split, rules.time_gradient_scale, repeats, lean, converted)
+        results: Sequence[Tensor] = _MapAndFire.apply(inputs, constants, initial, how, *tensors)
+    else:
+        current = _current(inputs, affine, tensors, time_axis, repeats)
+        check_fits(current, constants, initial, time_axis)
+        results = scan.forward(current, constants, initial)
+    spikes = mark(results[0]) if rules.keep == "spikes" else results[0]
+    return (spikes, unstack_state(results[1])) if return_state else spikes
 
 
 def _spiking_affine(
     inputs: Tensor,
-    affine: Map,
+    affine: Linear | Convolution,
     weight: Tensor,
     bias: Tensor | None,
     parameters: SRMParameters | None,
@@ -212,18 +446,9 @@ def _spiking_affine(
         check_tensor("bias", bias, "[channels]")
         check_same("bias", bias, "weight", weight)
         check_size("bias", bias, 0, len(weight), "channels of weight")
-    rules = Rules.of(options)
-    current, earlier = map_inputs(inputs, affine, (weight, bias), rules, 1 if batch_first else 0)
-    return scan(
-        current,
-        earlier,
-        check_parameters(parameters),
-        state,
-        rule=rules.name,
-        output=rules.output,
-        return_state=return_state,
-        batch_first=batch_first,
-    )
+    rules, parameters = Rules.of(options), check_parameters(parameters)
+    flags = {"return_state": return_state, "batch_first": batch_first}
+    return map_and_fire(inputs, affine, (weight, bias), rules, parameters, state, **flags)
 
 
 def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
@@ -235,6 +460,8 @@ def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
     """
     inputs = as_floats(inputs, weight.dtype)
     check_tensor("inputs", inputs, axes)
+    if inputs.dtype == weight.dtype and inputs.device == weight.device:
+        return inputs
     kind = inputs.device.type
     if not (kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)):
         check_same("inputs", inputs, "weight", weight)
@@ -275,7 +502,7 @@ def srm_linear(
         bias: [out_features], or None.
         return_state: whether to return the state after the last step too.
         batch_first: False for inputs and spikes as [time, batch, ...].
-        **rules: `gradient`, `surrogate`, `output`, `input_gradient` and `time_gradient_scale`, as in `SRMLayer`.
+        **rules: `gradient`, `surrogate`, `output`, `input_gradient`, `time_gradient_scale`, `keep`, as in `SRMLayer`.
 
     Returns:
         Spikes, [batch, time, out_features], and with `return_state` the state.
@@ -339,7 +566,7 @@ def srm_conv2d(
     """
     check_tensor("weight", weight, "[out_channels, in_channels / groups, kernel_height, kernel_width]")
     inputs = prepare_inputs(inputs, weight, time_axes(batch_first, "in_channels, height, width"))
-    check_number("groups", groups, 1, whole=True)
+    groups = check_number("groups", groups, 1, whole=True)
     check_size("inputs", inputs, 2, weight.shape[1] * groups, "in_channels of weight")
     sizes = check_sizes("stride", stride, 1), check_sizes("padding", padding, 0), check_sizes("dilation", dilation, 1)
     convolution = Convolution(*sizes, groups)

@@ -1,6 +1,8 @@
 """Argument checks: each error names the argument, what was given and what is allowed."""
 
-import math
+import operator
+import sys
+from numbers import Real
 from typing import Any
 
 import torch
@@ -80,46 +82,89 @@ def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> 
         raise ValueError(f"{name} must have {size} entries on axis {axis} ({meaning}), got {list(value.shape)}")
 
 
-def check_number(name: str, value: Any, smallest: float, *, whole: bool = False, above: bool = False) -> None:
+def as_number(value: Any) -> Any:
+    """Python's int or float of what stands for a number, by `operator.index` or `numbers.Real`; all else as it is.
+
+    Tensors and NumPy's arrays of one element stand for it. Bool is no number, whoever made it.
+    """
+    if type(value) in (int, float):  # first, as compiled code knows no abstract types
+        return value
+    if hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (RuntimeError, ValueError):  # several elements, or one that cannot be looked at
+            return value
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        real = isinstance(value, Real)
+    try:
+        return float(value) if real else value
+    except OverflowError:  # a fraction of huge numbers
+        return value
+
+
+def check_number(name: str, value: Any, smallest: float, *, whole: bool = False, above: bool = False) -> Any:
     """Checks that `value` is a finite number, or with `whole` an int64, at least `smallest` (with `above`, more).
+
+    Returns:
+        Python's int or float of it: any kind of number is taken, see `as_number`.
 
     Raises:
         TypeError: for another type.
-        ValueError: for another value.
+        ValueError: for another value, or a tensor that requires a gradient, which it would not receive.
     """
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+    number: Any = as_number(value)
+    kind: Any = int if whole else Real
+    if isinstance(number, bool) or not isinstance(number, kind):
         raise TypeError(
-            f"{name} must be {'an int' if whole else 'a number'}, got {value!r} of type {type(value).__name__}"
+            f"{name} must be {'an int' if whole else 'a number'}, got {shown(value)} of type {type(value).__name__}"
         )
-    if not smallest <= value < (2**63 if whole else math.inf) or (above and value == smallest):
-        largest = "below 2**63" if whole and value >= 2**63 else "finite"
-        raise ValueError(f"{name} must be {largest} and {'>' if above else '≥'} {smallest}, got {value}")
+    largest = 2**63 - 1 if whole else sys.float_info.max
+    if not max(smallest, -largest) <= number <= largest or (above and number == smallest):
+        upper = "below 2**63" if whole and number > largest else "finite"
+        raise ValueError(f"{name} must be {upper} and {'>' if above else '≥'} {smallest}, got {shown(number)}")
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} must not require a gradient, which it would not receive; pass {name}.item()")
+    return number
 
 
-def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Checks that `value` is one of those allowed, and of their type.
+def shown(value: Any) -> str:
+    """A value as errors show it, in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """Checks that `value` is one of those allowed, and of their type, and returns that one.
 
     Raises:
         ValueError: if it is not.
     """
     kind = type(allowed[0])
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    option = as_number(value) if kind is int else value
+    if not isinstance(option, kind) or (isinstance(option, bool) and kind is not bool) or option not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {shown(value)}")
+    return option
 
 
 def check_sizes(name: str, value: Any, smallest: int, axes: tuple[str, ...] = ("height", "width")) -> tuple[int, ...]:
-    """Returns an int, or a tuple of one for each axis, as such a tuple.
+    """Returns an int, or a tuple, list or array of one for each axis, as a tuple of Python's ints.
 
     Raises:
         TypeError: for anything else.
         ValueError: for an int below `smallest`.
     """
-    sizes = (value,) * len(axes) if isinstance(value, int) else value
+    sizes = as_number(value)
+    if isinstance(sizes, int):
+        sizes = (sizes,) * len(axes)
+    elif hasattr(sizes, "tolist"):
+        sizes = sizes.tolist()
     if not isinstance(sizes, (tuple, list)) or len(sizes) != len(axes):
-        raise TypeError(f"{name} must be an int or a tuple of them ({', '.join(axes)}), got {value!r}")
-    for size in sizes:
-        check_number(name, size, smallest, whole=True)
-    return tuple(sizes)
+        raise TypeError(f"{name} must be an int or a tuple of them ({', '.join(axes)}), got {shown(value)}")
+    return tuple(check_number(name, size, smallest, whole=True) for size in sizes)
 
 
 def check_entries(name: str, value: Tensor, allowed: Tensor, meaning: str) -> None:

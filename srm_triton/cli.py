@@ -3,14 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import torch
 
+from srm_triton import __version__
 from srm_triton.commands import audit, denoise, info, train, tune, verify
 from srm_triton.commands.shared import INTERRUPTED
 
-DEMO_PACKAGES = ("PIL", "matplotlib", "numpy", "sklearn", "tqdm")
+EXTRAS = {**dict.fromkeys(("PIL", "matplotlib", "numpy", "sklearn", "tqdm"), "demo"), "h5py": "events"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("srm-triton: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        remedy = "; in a clone: pip install '.[demo]'" if error.name in DEMO_PACKAGES else ""
-        print(f"srm-triton: error: the package {error.name} is missing{remedy}", file=sys.stderr)
+        package = str(error.name).partition(".")[0]
+        remedy = f"; install it by: pip install 'srm-triton[{EXTRAS[package]}]'" if package in EXTRAS else ""
+        print(f"srm-triton: error: the package {package} is missing{remedy}", file=sys.stderr)
     except (OSError, ValueError, torch.OutOfMemoryError) as error:
         print(f"srm-triton: error: {error}", file=sys.stderr)
     return 2
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srm-triton", description="Spiking networks that learn from spike times.")
-    parser.add_argument("--version", action="version", version=f"srm-triton {version('srm-triton')}")
+    parser.add_argument("--version", action="version", version=f"srm-triton {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (train, verify, audit, tune, denoise, info):
         command.add_parser(commands)

@@ -7,14 +7,14 @@ neuron that never fires gets exact zeros, where the published kernels read past 
 are checked. For new code use `srm_triton.SRMLinear` and its siblings.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from srm_triton.affine import srm_conv2d, srm_linear
-from srm_triton.checks import check_size, check_tensor
+from srm_triton.checks import check_number, check_size, check_sizes, check_tensor
 from srm_triton.functions import Function, Gradients, once_differentiable
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics
 from srm_triton.ops.srm_scan import srm_trace
@@ -53,6 +53,7 @@ def BN1dForward(
     for name, vector in (("weight", weight), ("bias", bias)):
         check_tensor(name, vector, "[features]")
         check_size(name, vector, 0, inputs.shape[-1], "columns of inputs")
+    eps = check_number("eps", eps, 0, above=True)
     normx, _, varx = batch_norm_with_statistics(inputs, dim=0, eps=float(eps), correction=1)
     return normx * weight + bias, normx, varx.to(inputs.dtype)
 
@@ -72,6 +73,7 @@ def BN1dBackward(
     Returns:
         The gradients of inputs [M, C], weight [C] and bias [C].
     """
+    eps = check_number("eps", eps, 0, above=True)
     grad_normx = grad_out * w
     correlation = (grad_normx * normx).mean(dim=0)
     grad_x = (grad_normx - grad_normx.mean(dim=0) - correlation * normx) / torch.sqrt(varx + eps)
@@ -206,7 +208,11 @@ class _SeedLayer(nn.Module):
         self, shape: tuple[int, ...], v_th: float, taum: float, taus: float, taug: float, weight_norm: bool, eps: float
     ) -> None:
         super().__init__()
-        self.v_th, self.taum, self.taus, self.taug = v_th, taum, taus, taug
+        eps = check_number("eps", eps, 0, above=True)
+        self.v_th: float = check_number("v_th", v_th, 0, above=True)
+        self.taum: float = check_number("taum", taum, 1, above=True)
+        self.taus: float = check_number("taus", taus, 1)
+        self.taug: float = check_number("taug", taug, 1, above=True)
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(shape)))
         self.bn_weight = nn.Parameter(torch.ones(shape[0])) if weight_norm else None
         self.bn_bias = nn.Parameter(torch.zeros(shape[0])) if weight_norm else None
@@ -255,7 +261,11 @@ class srmLinear(_SeedLayer):
         weight_norm: bool = True,
         eps: float = 1e-5,
     ) -> None:
-        super().__init__((out_features, in_features), v_th, taum, taus, taug, weight_norm, eps)
+        shape = tuple(
+            check_number(name, size, 1, whole=True)
+            for name, size in (("out_features", out_features), ("in_features", in_features))
+        )
+        super().__init__(shape, v_th, taum, taus, taug, weight_norm, eps)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs [batch, time, in_features] to spikes [batch, time, out_features]."""
@@ -300,11 +310,17 @@ class srmConv2d(_SeedLayer):
         weight_norm: bool = True,
         eps: float = 1e-5,
     ) -> None:
-        shape = (out_channels, in_channels // groups, *_pair(kernel_size))
+        in_channels, out_channels, groups = (
+            check_number(name, size, 1, whole=True)
+            for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups))
+        )
+        shape = (out_channels, in_channels // groups, *check_sizes("kernel_size", kernel_size, 1))
         super().__init__(shape, v_th, taum, taus, taug, weight_norm, eps)
         if not weight_norm:
             del self.eps
-        self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
+        self.stride: Any = check_sizes("stride", stride, 1)
+        self.padding: Any = check_sizes("padding", padding, 0)
+        self.dilation: Any = check_sizes("dilation", dilation, 1)
         self.groups = groups
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -321,6 +337,8 @@ class srmConv2d(_SeedLayer):
 
 
 def _parameters(taum: float, taus: float, e_taug: float, v_th: Tensor | float) -> SRMParameters:
+    e_taug = check_number("e_taug", e_taug, -math.inf)
     if not 0 < e_taug < 1:
         raise ValueError(f"e_taug must lie between 0 and 1 (it is a decay, 1 - 1/tau), got {e_taug}")
-    return SRMParameters(taum, taus, 1 / (1 - e_taug), float(v_th))
+    taum, taus = check_number("taum", taum, 1, above=True), check_number("taus", taus, 1)
+    return SRMParameters(taum, taus, 1 / (1 - e_taug), check_number("v_th", v_th, 0, above=True))

@@ -224,14 +224,15 @@ def denoise_tv(
     if edges is None:
         edges = "periodic" if method == "seed" else "mirrored"
     splitting = _splitting(layout, image, fidelity, edges, isotropic, coupling, mask)
-    if method == "seed" and (splitting != Splitting(fidelity, "periodic") or spatial_dims == 3 or start is not None):
+    if method == "seed" and (
+        splitting != Splitting(fidelity, "periodic") or layout.spatial_dims == 3 or start is not None
+    ):
         raise ValueError(
             'method="seed" must go without start, isotropic, coupling, mask, spatial_dims=3 and edges="mirrored", none '
             "of which it knows"
         )
-    tolerance = _TOLERANCE[fidelity] if tolerance is None else tolerance
-    check_number("tolerance", tolerance, 0)
-    check_number("max_iterations", max_iterations, 1, whole=True)
+    tolerance = check_number("tolerance", _TOLERANCE[fidelity] if tolerance is None else tolerance, 0)
+    max_iterations = check_number("max_iterations", max_iterations, 1, whole=True)
     noisy = _checked("image", image, layout, splitting.known)
     clean = None if reference is None else _checked("reference", reference, layout, None)
     if clean is not None:
@@ -299,15 +300,14 @@ class _Layout:
     """Where images keep their channels, and how they become samples [samples, channels, height, width] or volumes."""
 
     def __init__(self, name: str, image: Tensor, spatial_dims: int, channel_axis: int | None) -> None:
-        check_option("spatial_dims", spatial_dims, (2, 3))
+        spatial_dims = check_option("spatial_dims", spatial_dims, (2, 3))
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
         self.spatial_dims, self.channel_axis, self.shape = spatial_dims, channel_axis, image.shape
         dims, shape = image.dim(), image.shape
         if channel_axis is not None:
-            if isinstance(channel_axis, bool) or not isinstance(channel_axis, int):
-                raise TypeError(f"channel_axis must be an int or None, got {channel_axis!r}")
-            if dims <= spatial_dims or not -dims <= channel_axis < dims:
+            self.channel_axis = channel_axis = check_number("channel_axis", channel_axis, -dims, whole=True)
+            if dims <= spatial_dims or channel_axis >= dims:
                 raise ValueError(
                     f"channel_axis must be one of the axes of {name}, of which {spatial_dims} remain for "
                     f"{_SIZES[spatial_dims]}; got {channel_axis} for {list(shape)}"
@@ -379,21 +379,20 @@ def _splitting(
 
 def _weights(weight: float | Tensor, layout: _Layout, like: Tensor) -> Tensor:
     """λ of each sample, float64 [samples]."""
-    if not isinstance(weight, Tensor):
-        check_number("weight", weight, 0)
-        return torch.full((math.prod(layout.batch),), float(weight), dtype=torch.float64, device=like.device)
+    samples = math.prod(layout.batch)
+    if not isinstance(weight, Tensor) or (weight.numel() == 1 and not weight.requires_grad):
+        number = float(check_number("weight", weight, 0))
+        return torch.full((samples,), number, dtype=torch.float64, device=like.device)
     check_tensor("weight", weight)
-    if weight.dim() and weight.shape != layout.batch:
+    if weight.numel() != 1 and weight.shape != layout.batch:
         raise ValueError(
             f"weight must be a number or a tensor of one for each image, {list(layout.batch)}, got {list(weight.shape)}"
         )
-    if weight.device != like.device and weight.dim():
+    if weight.device != like.device:
         raise ValueError(f"weight must be on the device of image, {like.device}, got {weight.device}")
     if not (weight.isfinite() & (weight >= 0)).all():
-        raise ValueError(
-            f"weight must be finite and ≥ 0, got values from {float(weight.min())} to {float(weight.max())}"
-        )
-    return weight.to(like.device, torch.float64).expand(layout.batch).reshape(-1)
+        raise ValueError(f"weight must be finite and ≥ 0, got values from {weight.min():g} to {weight.max():g}")
+    return weight.double().flatten().expand(samples)
 
 
 def _checked(name: str, image: Tensor, layout: _Layout, known: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ def encode_direct(values: Tensor, steps: int) -> Tensor:
         >>> encode_direct(torch.rand(2, 8, 8), steps=5).shape
         torch.Size([2, 5, 8, 8])
     """
-    check_number("steps", steps, 1, whole=True)
+    steps = check_number("steps", steps, 1, whole=True)
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a torch.Tensor, got {type(values).__name__}")
     if not values.dim():
@@ -60,7 +60,7 @@ def encode_rate(values: Tensor, steps: int, *, generator: torch.Generator | None
                  [0., 1.],
                  [0., 1.]]])
     """
-    _check_values(values, steps)
+    _check_values(values)
     return torch.bernoulli(encode_direct(values.detach(), steps), generator=generator)
 
 
@@ -92,9 +92,10 @@ def encode_latency(values: Tensor, steps: int, *, spacing: Spacing = "linear", s
         >>> encode_latency(torch.tensor([[1.0, 0.1, 0.01]]), steps=3, spacing="logarithmic").argmax(1)
         tensor([[0, 1, 2]])
     """
-    _check_values(values, steps)
+    steps = check_number("steps", steps, 1, whole=True)
+    _check_values(values)
     check_option("spacing", spacing, get_args(Spacing))
-    check_number("smallest", smallest, 0, above=True)
+    smallest = check_number("smallest", smallest, 0, above=True)
     if smallest >= 1:
         raise ValueError(f"smallest must be < 1, got {smallest}")
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -104,7 +105,6 @@ def encode_latency(values: Tensor, steps: int, *, spacing: Spacing = "linear", s
     return (times[:, None] == step).to(values.dtype)
 
 
-def _check_values(values: Any, steps: Any) -> None:
-    check_number("steps", steps, 1, whole=True)
+def _check_values(values: Any) -> None:
     check_tensor("values", values, "[batch, ...]")
     check_entries("values", values, (values >= 0) & (values <= 1), "lie in 0 … 1")

@@ -1,6 +1,8 @@
 """Custom ops, and autograd functions that give a first gradient only, also for the transforms of `torch.func`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +33,13 @@ def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
         qualified = f"srm_triton::{name}"
         schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(qualified, ("cpu", "cuda"), torch.no_grad()(function))  # exported programs call it directly
+        without_gradients = torch.no_grad()(function)
+
+        def run(*arguments: Any) -> Any:
+            # exported programs call it directly; from autograd functions, which are within no_grad, it costs less
+            return (without_gradients if torch.is_grad_enabled() else function)(*arguments)
+
+        torch.library.impl(qualified, ("cpu", "cuda"), run)
         return getattr(torch.ops.srm_triton, name).default
 
     return define
@@ -59,6 +67,22 @@ class Function(torch.autograd.Function):
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
 
+@contextmanager
+def refuse_random_numbers(what: str, device: torch.device) -> Iterator[None]:
+    """Raises an error if the block draws random numbers from PyTorch's own generators.
+
+    Raises:
+        RuntimeError: if it does; it says `what` must not.
+    """
+    states = [torch.get_rng_state]
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():  # the state is on the host
+        states.append(partial(torch.cuda.get_rng_state, device))
+    before = [state() for state in states]
+    yield
+    if not all(torch.equal(state(), one) for state, one in zip(states, before, strict=True)):
+        raise RuntimeError(f"{what} must compute the same again, but it draws random numbers")
+
+
 def keep_results(ctx: Any, results: tuple[Tensor, ...]) -> None:
     """Lets gradients pass through the first result only; for the others none is made, not even of zeros."""
     ctx.mark_non_differentiable(*results[1:])
@@ -74,7 +98,7 @@ def once_differentiable(what: str) -> Callable[[Callable[..., Gradients]], Calla
 
     def decorate(rule: Callable[..., Gradients]) -> Callable[..., Gradients]:
         def backward(ctx: Any, *gradients: Tensor) -> Gradients:
-            if all(gradient is None for gradient in gradients):  # nothing depends on the results
+            if not [None for gradient in gradients if gradient is not None]:  # nothing depends on the results
                 return (None,) * len(ctx.needs_input_grad)
             saved = ctx.saved_tensors
             if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled by create_graph=True

@@ -41,9 +41,9 @@ def time_constants(steps: int, channels: int, *, shortest: float = 2.0, **consta
         >>> time_constants(steps=64, channels=5).tau_m
         tensor([ 2.,  4.,  8., 16., 32.], dtype=torch.float64)
     """
-    check_number("steps", steps, 1, whole=True)
-    check_number("channels", channels, 1, whole=True)
-    check_number("shortest", shortest, 1, above=True)
+    steps = check_number("steps", steps, 1, whole=True)
+    channels = check_number("channels", channels, 1, whole=True)
+    shortest = check_number("shortest", shortest, 1, above=True)
     longest = max(longest_time_constant(steps), shortest)
     share = torch.linspace(0, 1, channels, dtype=torch.float64)
     tau_m = shortest * (longest / shortest) ** share
@@ -96,12 +96,13 @@ def calibrate_gain(
         True
     """
     if spikes_per_neuron is not None:
-        check_number("spikes_per_neuron", spikes_per_neuron, 0, above=True)
-    check_number("tolerance", tolerance, 1e-6)
+        spikes_per_neuron = check_number("spikes_per_neuron", spikes_per_neuron, 0, above=True)
+    tolerance = check_number("tolerance", tolerance, 1e-6)
     if window is not None:
         first, last = check_sizes("window", window, 0, ("first step", "step behind the last"))
         if first >= last:
             raise ValueError(f"window must end behind the step that it begins with, got {window}")
+        window = first, last
     layers = spiking_layers(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rates: dict[str, float] = {}

@@ -6,6 +6,7 @@ from typing import Any, Self, TypedDict, Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from srm_triton.affine import (
     Convolution,
@@ -15,11 +16,14 @@ from srm_triton.affine import (
     ModuleMap,
     Rules,
     as_floats,
+    map_and_fire,
     map_inputs,
+    modes_of,
     prepare_inputs,
 )
 from srm_triton.checks import check_number, check_option, check_size, check_sizes, time_axes
 from srm_triton.functions import transforms_active
+from srm_triton.levels import Keep
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_scan import Gradient, Surrogate
@@ -40,6 +44,7 @@ class LayerOptions(TypedDict, total=False):
     output: bool
     input_gradient: InputGradient
     time_gradient_scale: float
+    keep: Keep
     batch_first: bool
 
 
@@ -57,6 +62,10 @@ class SRMLayer(nn.Module):
         input_gradient: what inputs receive from the event rule: ``"time"``, for spikes, the gradient with respect to
             their times; ``"value"``, for what ordinary layers computed, such as an encoder, the derivative.
         time_gradient_scale: factor on the gradient to the inputs' spike times.
+        keep: what the backward of the layer holds on to: ``"current"``, the input current, with the inputs as they are;
+            or ``"spikes"``, for long sequences and large networks, the inputs in the few levels that spikes have (one
+            bit; see `srm_triton.levels`), from which it computes the current again, one map more. Gradients are the
+            same bit for bit. Compiled code and transforms of `torch.func` keep the current.
         batch_first: False for [time, batch, ...].
 
     Attributes:
@@ -108,12 +117,23 @@ class SRMLayer(nn.Module):
             state: what the neurons begin with, each tensor as the spikes without time; None for 0.
             return_state: whether to return the state too.
         """
-        current, earlier = self._currents(inputs)
+        inputs, affine, tensors = self._prepare(inputs)
+        if self._joins(affine):
+            flags = {"return_state": return_state, "batch_first": self.batch_first}
+            return map_and_fire(inputs, affine, tensors, self.rules, self.neuron.srm_parameters, state, **flags)
+        current, earlier = map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
         return self.fire(current, state, earlier=earlier, return_state=return_state)
+
+    def _joins(self, affine: Map) -> bool:
+        """Whether map and neurons may be one operation, as nobody sees the current between them."""
+        neuron = self.neuron
+        hooks = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks or _has_any_global_hook()
+        usual = type(self).fire is SRMLayer.fire and type(neuron) is SRMNeuron
+        return usual and not hooks and (isinstance(affine, Linear | Convolution) or self.rules.keep == "spikes")
 
     def current(self, inputs: Tensor) -> Tensor:
         """The input current of the neurons, W·inputs + b, in the shape of the spikes."""
-        return self._currents(inputs)[0]
+        return map_inputs(*self._prepare(inputs), self.rules, 1 if self.batch_first else 0)[0]
 
     def fire(
         self,
@@ -126,9 +146,9 @@ class SRMLayer(nn.Module):
         """What `forward` returns for this current; `earlier`, in its shape, receives the time path."""
         return self.neuron(current, state, earlier=earlier, return_state=return_state)
 
-    def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        inputs, affine, tensors = self._map(inputs)
-        return map_inputs(inputs, affine, tensors, self.rules, 1 if self.batch_first else 0)
+    def _prepare(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
+        """What `_map` returns, once the layer is ready for it."""
+        return self._map(inputs)
 
 
 class SRMAffine(SRMLayer):
@@ -180,13 +200,19 @@ class SRMAffine(SRMLayer):
         named = dict(self.affine.named_parameters())
         inputs = as_floats(inputs, torch.get_default_dtype()) if not named else inputs
         inputs = prepare_inputs(inputs, next(iter(named.values()), inputs), time_axes(self.batch_first, "..."))
-        for module in self.affine.modules() if self.rules.splits else ():
+        again = self.rules.keep == "spikes"
+        for module in self.affine.modules() if self.rules.splits or again else ():
             if module.training and isinstance(module, NOT_AFFINE):
+                way = 'keep="current" and ' if again else ""
                 raise TypeError(
                     f"affine must be affine in its inputs, got {type(module).__name__} in training; put it into "
-                    'evaluation, or choose gradient="surrogate" or input_gradient="value"'
+                    f'evaluation, or choose {way}gradient="surrogate" or input_gradient="value"'
                 )
-        return inputs, ModuleMap(self.affine, tuple(named), self.by_inputs), tuple(named.values())
+        return (
+            inputs,
+            ModuleMap(self.affine, tuple(named), self.by_inputs, modes_of(self.affine)),
+            tuple(named.values()),
+        )
 
 
 class WeightedLayer(SRMLayer):
@@ -218,14 +244,13 @@ class WeightedLayer(SRMLayer):
     bias: Tensor | None
 
     def _add_norm(self, weight_norm: bool | None, carry_scale: bool, eps: float) -> None:
-        check_number("eps", eps, 0, above=True)
         check_option("carry_scale", carry_scale, (False, True))
         if weight_norm is not None:
             check_option("weight_norm", weight_norm, (False, True))
         fan_in = self.weight[0].numel()
         if weight_norm and fan_in < 2:
             raise ValueError(f"weight_norm=True needs a fan-in of at least 2, got {fan_in}; pass weight_norm=False")
-        self.eps = eps
+        self.eps: float = check_number("eps", eps, 0, above=True)
         self.narrow = weight_norm is None and fan_in < 3
         self.norm_weight = self.norm_bias = None
         if weight_norm or (weight_norm is None and not self.narrow):
@@ -255,10 +280,10 @@ class WeightedLayer(SRMLayer):
             deviation = 1.0 if self.narrow or self.norm_weight is not None else self.weight[0].numel() ** -0.5
             nn.init.normal_(self.bias, std=0.3 * deviation)
 
-    def _currents(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _prepare(self, inputs: Tensor) -> tuple[Tensor, Map, tuple[Tensor | None, ...]]:
         if self.carry_scale and self.training and not transforms_active():  # which allow no changes; it fires the same
             self._carry()
-        return super()._currents(inputs)
+        return super()._prepare(inputs)
 
     @torch.no_grad()
     def _carry(self) -> None:
@@ -355,8 +380,8 @@ class SRMLinear(WeightedLayer, nn.Linear):  # type: ignore[misc]
         dtype: torch.dtype | None = None,
         **options: Unpack[LayerOptions],
     ) -> None:
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            check_number(name, size, 1, whole=True)
+        in_features = check_number("in_features", in_features, 1, whole=True)
+        out_features = check_number("out_features", out_features, 1, whole=True)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._add_neurons(out_features, parameters, device, dtype, **options)
         self._add_norm(weight_norm, carry_scale, eps)
@@ -399,8 +424,11 @@ class _SRMConvolution(WeightedLayer):
         dtype: torch.dtype | None = None,
         **options: Unpack[LayerOptions],
     ) -> None:
-        for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            check_number(name, size, 1, whole=True)
+        in_channels = check_number("in_channels", in_channels, 1, whole=True)
+        out_channels = check_number("out_channels", out_channels, 1, whole=True)
+        groups = check_number("groups", groups, 1, whole=True)
+        if isinstance(padding, str):
+            check_option("padding", padding, ("same", "valid"))
         windows = (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0))
         sizes = [
             value if name == "padding" and isinstance(value, str) else check_sizes(name, value, smallest, self.SPACE)

@@ -70,14 +70,12 @@ def spiking_network(
         >>> spiking_network("4C3-P2-8C3-P2-20", (1, 8, 8), 10, steps=5)(torch.rand(2, 5, 1, 8, 8)).shape
         torch.Size([2, 5, 10])
     """
-    for name, number in (("classes", classes), ("steps", steps)):
-        check_number(name, number, 1, whole=True)
-    check_number("dropout", dropout, 0)
-    if dropout >= 1:
-        raise ValueError(f"dropout must be below 1, got {dropout}")
+    classes = check_number("classes", classes, 1, whole=True)
+    steps = check_number("steps", steps, 1, whole=True)
+    dropout = _check_probability("dropout", dropout)
     check_option("readout", readout, get_args(Readout))
     if padding != "same":
-        check_number("padding", padding, 0, whole=True)
+        padding = check_number("padding", padding, 0, whole=True)
     builder = _Builder(inputs, steps, parameters, {"gradient": "surrogate", "bias": bias, **options})
     for text, layer in _layers(notation):
         builder.add(text, layer, padding)
@@ -93,13 +91,14 @@ class _Builder:
     def __init__(
         self, inputs: int | tuple[int, ...], steps: int, parameters: SRMParameters | None, options: dict[str, Any]
     ) -> None:
-        self.inputs, self.shape = inputs, inputs if isinstance(inputs, tuple) else (inputs,)
-        if len(self.shape) not in (1, 3):
+        sizes = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        if len(sizes) not in (1, 3):
             raise ValueError(f"inputs must be a number of features or (channels, height, width), got {inputs}")
-        for size in self.shape:
-            check_number("inputs", size, 1, whole=True)
+        self.inputs = inputs
+        self.shape = tuple(check_number("inputs", size, 1, whole=True) for size in sizes)
         self.steps, self.parameters, self.options = steps, parameters, options
         self.batch_first: bool = options.get("batch_first", True)
+        self.kept: dict[str, Any] = {"keep": options.get("keep", "current")}
         self.network = nn.Sequential()
 
     def append(self, name: str, module: nn.Module) -> None:
@@ -137,7 +136,7 @@ class _Builder:
                 SRMConv2d(channels, layer.channels, kernel, stride, around, parameters=constants, **self.options),
             )
         else:
-            self.append("pool", SpikeAvgPool2d(kernel, gradient=self.options["gradient"]))
+            self.append("pool", SpikeAvgPool2d(kernel, gradient=self.options["gradient"], **self.kept))
         self.shape = (layer.channels or channels, *sides)
 
     def add_output(self, classes: int, readout: Readout) -> None:
@@ -148,7 +147,9 @@ class _Builder:
             self.network.add_module("output", output)
         else:
             slow = SRMParameters(longest_time_constant(self.steps), 1.0)
-            self.network.add_module("output", SRMReadout(features, classes, slow, batch_first=self.batch_first))
+            self.network.add_module(
+                "output", SRMReadout(features, classes, slow, batch_first=self.batch_first, **self.kept)
+            )
 
     def _constants(self, channels: int) -> SRMParameters:
         return time_constants(self.steps, channels) if self.parameters is None else self.parameters
@@ -172,7 +173,7 @@ class DropoutOverTime(nn.Module):
 
     def __init__(self, probability: float, *, batch_first: bool = True) -> None:
         super().__init__()
-        self.probability, self.batch_first = probability, batch_first
+        self.probability, self.batch_first = _check_probability("probability", probability), batch_first
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the inputs with some of them 0."""
@@ -185,6 +186,13 @@ class DropoutOverTime(nn.Module):
     def extra_repr(self) -> str:
         """The options, as the module prints them."""
         return f"{self.probability}, batch_first={self.batch_first}"
+
+
+def _check_probability(name: str, value: Any) -> float:
+    probability: float = check_number(name, value, 0)
+    if probability >= 1:
+        raise ValueError(f"{name} must be below 1, got {probability}")
+    return probability
 
 
 class _Layer(NamedTuple):

@@ -81,7 +81,7 @@ class SRMNeuron(nn.Module):
         for name in self.learn:
             check_option("learn", name, LEARNABLE)
         if channels is not None:
-            check_number("channels", channels, 1, whole=True)
+            channels = check_number("channels", channels, 1, whole=True)
         self.rule = check_gradient(gradient, surrogate)
         for name, flag in (("output", output), ("batch_first", batch_first)):
             check_option(name, flag, (False, True))

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from srm_triton.checks import check_tensor
+from srm_triton.checks import check_number, check_tensor
 from srm_triton.ops.batch_norm import batch_norm_with_statistics
 
 
@@ -17,7 +17,8 @@ class BatchNorm1d(nn.BatchNorm1d):
         [batch, features] or [batch, features, length] to the same.
 
     Raises:
-        ValueError: for other shapes, or in training for a single value per feature.
+        TypeError: for numbers of another type.
+        ValueError: for numbers out of range, other shapes, or in training for a single value per feature.
 
     Example:
         >>> import torch
@@ -25,6 +26,14 @@ class BatchNorm1d(nn.BatchNorm1d):
         >>> layer(torch.rand(5, 3)).mean(0).abs().max() < 1e-6
         tensor(True)
     """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *arguments: Any, **options: Any
+    ) -> None:
+        num_features = check_number("num_features", num_features, 0, whole=True)
+        eps = check_number("eps", eps, 0)
+        momentum = None if momentum is None else check_number("momentum", momentum, 0)
+        super().__init__(num_features, eps, momentum, *arguments, **options)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalises by the batch's statistics in training, by the running ones in evaluation."""

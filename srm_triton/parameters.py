@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from srm_triton.checks import as_number, shown
 from srm_triton.functions import traced
 from srm_triton.kernels.layout import accumulator_dtype
 
@@ -164,20 +165,17 @@ class SRMParameters:
         kept: dict[Any, tuple[list[Any], Tensor]] | None = self._packed  # type: ignore[attr-defined]
         if traced() or kept is None:
             return _pack(values, *key)
+        found = kept.get(key)
+        if found is not None and _same(values, found[0]):
+            return found[1]
         if any(value.device.type != "cpu" for value in values):
             return _pack(values, *key)
+        self.check()
         if any(value.requires_grad for value in values):
-            self.check()
             return _pack(values, *key)
-        seen, packed = kept.get(key, ([], values[0]))
-        # by value, as what is written through .data or by other processes counts no version
-        if not seen or not all(
-            v.item() == s if v.dim() == 0 else torch.equal(v, s) for v, s in zip(values, seen, strict=True)
-        ):
-            self.check()
-            with torch.inference_mode(False), torch.no_grad():  # it may serve in training next
-                packed = _pack(values, *key)
-            kept[key] = [value.clone() if value.dim() else value.item() for value in values], packed
+        with torch.inference_mode(False), torch.no_grad():  # it may serve in training next
+            packed = _pack(values, *key)
+        kept[key] = [value.clone() if value.dim() else value.item() for value in values], packed
         return packed
 
     def __eq__(self, other: object) -> bool:
@@ -194,6 +192,16 @@ class SRMParameters:
     def _values(self) -> tuple[Any, ...]:
         values = ("meta" if value.is_meta else value.tolist() for value in _tensors(self))
         return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _same(values: tuple[Tensor, ...], seen: list[Any]) -> bool:
+    """Whether constants have the values seen, by looking: writing through .data or in a process counts no version."""
+    for value, before in zip(values, seen, strict=True):
+        if value.requires_grad or not value.is_cpu:
+            return False
+        if not (torch.equal(value, before) if value.dim() else value.item() == before):
+            return False
+    return True
 
 
 def _pack(values: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -223,18 +231,20 @@ def as_tensor(name: str, value: Any) -> Tensor:
         TypeError: for anything else.
         ValueError: for more than one axis, or a number beyond the range of floats.
     """
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type bool")
-    if not isinstance(value, Tensor | int | float) and hasattr(value, "__array__"):  # NumPy's numbers and arrays
-        value = torch.tensor(value)  # a copy
+    if not isinstance(value, Tensor | int | float):
+        value = as_number(value)
+        if hasattr(value, "dtype") and value.dtype.kind in "iufbc":  # of several elements
+            value = torch.tensor(value)  # a copy
     if isinstance(value, Tensor):
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name} must be a number or a tensor of numbers, got one of {value.dtype}")
         if value.dim() > 1:
             raise ValueError(f"{name} must hold one value or one for each channel, [channels], got {list(value.shape)}")
         return value if value.is_floating_point() else value.to(torch.float64)
-    if not isinstance(value, int | float | Real):
-        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} of type {type(value).__name__}")
+    if isinstance(value, bool) or not isinstance(value, int | float | Real):
+        raise TypeError(
+            f"{name} must be a number or a tensor of numbers, got {shown(value)} of type {type(value).__name__}"
+        )
     try:
         # by a product, which compiled code traces for any value, where a constructor would specialise on each
         return torch.ones((), dtype=torch.float64) * float(value)
@@ -281,12 +291,12 @@ def check_parameters(parameters: SRMParameters | None) -> SRMParameters:
     return parameters
 
 
-def check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
-    """The three tensors of a state as one, [3, batch, ...], made for `current`.
+def stack_state(state: Any, like: Tensor) -> Tensor | None:
+    """The three tensors of a state as one, [3, batch, ...], for neurons computed in the type of `like`.
 
     Raises:
         TypeError: for anything but an `SRMState` of the right dtype, or None.
-        ValueError: for another shape, device or layout.
+        ValueError: for different shapes, or another device or layout.
     """
     if state is None:
         return None
@@ -297,23 +307,37 @@ def check_state(state: Any, current: Tensor, time_axis: int) -> Tensor | None:
         )
     if not isinstance(state, tuple) or len(state) != 3 or not all(isinstance(part, Tensor) for part in state):
         raise TypeError(f"state must be an SRMState of three tensors or None, got {type(state).__name__}")
-    dtype = accumulator_dtype(current.dtype)
-    shape = [*current.shape[:time_axis], *current.shape[time_axis + 1 :]]
+    dtype = accumulator_dtype(like.dtype)
     for name, part in zip(SRMState._fields, state, strict=True):
         if part.dtype != dtype:
-            raise TypeError(f"state.{name} must have the dtype {dtype} (current is {current.dtype}), got {part.dtype}")
+            raise TypeError(f"state.{name} must have the dtype {dtype} (current is {like.dtype}), got {part.dtype}")
         if part.layout != torch.strided:
             raise ValueError(f"state.{name} must be a dense tensor, got one of {part.layout}")
-        if list(part.shape) != shape:
+        if part.shape != state[0].shape:
             raise ValueError(
-                f"state.{name} must have the shape {shape}, that of current without time, got {list(part.shape)}"
+                f"state.{name} must have the shape {list(state[0].shape)} of state.membrane, got {list(part.shape)}"
             )
-        if part.device != current.device:
-            raise ValueError(f"state.{name} must be on the device of current, {current.device}, got {part.device}")
+        if part.device != like.device:
+            raise ValueError(f"state.{name} must be on the device of current, {like.device}, got {part.device}")
     return torch.stack(tuple(state))
 
 
+def check_shape(stacked: Tensor | None, current: Tensor, time_axis: int) -> None:
+    """Checks that a state which `stack_state` made is one of the neurons of a current.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if stacked is None:
+        return
+    shape = [*current.shape[:time_axis], *current.shape[time_axis + 1 :]]
+    if list(stacked.shape[1:]) != shape:
+        raise ValueError(
+            f"state.membrane must have the shape {shape}, that of current without time, got {list(stacked.shape[1:])}"
+        )
+
+
 def unstack_state(state: Tensor) -> SRMState:
-    """The state that `check_state` made one tensor of."""
+    """The state that `stack_state` made one tensor of."""
     parts: Sequence[Tensor] = state.unbind(0)
     return SRMState(*parts)

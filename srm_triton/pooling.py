@@ -1,5 +1,6 @@
 """Average pooling of spikes, with a gradient to their times."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,9 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.affine import as_floats
-from srm_triton.checks import check_sizes, check_tensor
-from srm_triton.functions import Function, Gradients, once_differentiable
-from srm_triton.ops.srm_scan import Gradient, check_gradient
+from srm_triton.checks import check_option, check_sizes, check_tensor
+from srm_triton.functions import Function, Gradients, once_differentiable, traced
+from srm_triton.levels import KEEPS, Keep, decode, encode, mark, parts_of
+from srm_triton.ops.srm_scan import Gradient, check_gradient, needs_gradient
+
+Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # size, stride and padding
 
 
 class _ShareByActivity(Function):
@@ -28,22 +32,67 @@ class _ShareByActivity(Function):
         return (torch.where(average == 0, 0, grad / average),)
 
 
-class _AverageOfBlocks(Function):
-    """Averages of windows that neither overlap nor leave out a pixel; PyTorch takes four times as long."""
+def _in_blocks(shape: torch.Size, window: Window, device: torch.device) -> bool:
+    """Whether windows neither overlap nor leave out a pixel; PyTorch takes four times as long for them on the CPU."""
+    size, stride, padding = window
+    covered = all(side % length == 0 for side, length in zip(shape[2:], size, strict=True))
+    return device.type == "cpu" and stride == size and not any(padding) and covered
 
+
+def _average(images: Tensor, window: Window) -> Tensor:
+    if not _in_blocks(images.shape, window, images.device):
+        return F.avg_pool2d(images, *window)
+    ones = images.new_ones(images.shape[1], 1, *window[0])
+    return F.conv2d(images, ones, stride=window[0], groups=images.shape[1]) / math.prod(window[0])
+
+
+def _share(grad: Tensor, shape: torch.Size, stride: tuple[int, ...], window: Window) -> Tensor:
+    """The gradient of the images, from that of their averages."""
+    if _in_blocks(shape, window, grad.device):
+        height, width = window[0]
+        return (grad / (height * width)).repeat_interleave(width, -1).repeat_interleave(height, -2)
+    like = torch.empty_strided(shape, stride, dtype=grad.dtype, device=grad.device)  # not looked at
+    images: Tensor = torch.ops.aten.avg_pool2d_backward(grad, like, *window, False, True, None)
+    return images
+
+
+class _Average(Function):
     @staticmethod
-    def forward(images: Tensor, height: int, width: int) -> Tensor:
-        ones = images.new_ones(images.shape[1], 1, height, width)
-        return F.conv2d(images, ones, stride=(height, width), groups=images.shape[1]) / (height * width)
+    def forward(images: Tensor, window: Window) -> Tensor:
+        return _average(images, window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.height, ctx.width = inputs
+        images, ctx.window = inputs
+        ctx.shape, ctx.stride = images.shape, images.stride()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        share = grad / (ctx.height * ctx.width)
-        return share.repeat_interleave(ctx.width, -1).repeat_interleave(ctx.height, -2), None, None
+        return _share(grad, ctx.shape, ctx.stride, ctx.window), None
+
+
+class _KeptPool(Function):
+    """The average and its gradient, of which only the average is kept, in the levels that it has."""
+
+    @staticmethod
+    def forward(images: Tensor, window: Window, shares: bool) -> Tensor:
+        return _average(images, window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        images, ctx.window, ctx.shares = inputs
+        ctx.shape, ctx.stride = images.shape, images.stride()
+        if ctx.shares:
+            saved, ctx.form = encode(output)
+            ctx.save_for_backward(*saved)
+
+    @staticmethod
+    @once_differentiable("SpikeAvgPool2d")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
+        if ctx.shares:
+            average = decode(saved, ctx.form)
+            grad = torch.where(average == 0, 0, grad / average)
+        return _share(grad, ctx.shape, ctx.stride, ctx.window), None, None
 
 
 class SpikeAvgPool2d(nn.Module):
@@ -58,6 +107,8 @@ class SpikeAvgPool2d(nn.Module):
         stride: step of the window; None stands for `kernel_size`.
         padding: zeros around the input.
         gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in the layers around it.
+        keep: ``"current"``, or ``"spikes"`` to keep for the backward only the averages, in the few levels that they
+            have; as in `SRMLayer`.
 
     Shape:
         [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
@@ -79,28 +130,35 @@ class SpikeAvgPool2d(nn.Module):
         padding: int | tuple[int, int] = 0,
         *,
         gradient: Gradient = "event",
+        keep: Keep = "current",
     ) -> None:
         super().__init__()
         self.kernel_size = check_sizes("kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else check_sizes("stride", stride, 1)
         self.padding = check_sizes("padding", padding, 0)
         check_gradient(gradient, "arctan")
-        self.gradient = gradient
+        check_option("keep", keep, KEEPS)
+        self.gradient, self.keep = gradient, keep
+        self._window: Window = self.kernel_size, self.stride, self.padding
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the averages of the windows."""
         inputs = as_floats(inputs, torch.get_default_dtype())
         check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
-        images = self._average(inputs.flatten(0, 1))
+        if self.keep == "spikes" and not traced():
+            return self._lean(inputs)
+        images = _Average.apply(inputs.flatten(0, 1), self._window)
         if self.gradient != "surrogate":
             images = _ShareByActivity.apply(images)
         return images.unflatten(0, inputs.shape[:2])
 
-    def _average(self, images: Tensor) -> Tensor:
-        covered = all(side % window == 0 for side, window in zip(images.shape[2:], self.kernel_size, strict=True))
-        if self.stride == self.kernel_size and not any(self.padding) and covered and images.device.type == "cpu":
-            return _AverageOfBlocks.apply(images, *self.kernel_size)
-        return F.avg_pool2d(images, self.kernel_size, self.stride, self.padding)
+    def _lean(self, inputs: Tensor) -> Tensor:
+        if needs_gradient(inputs):
+            images: Tensor = _KeptPool.apply(inputs.flatten(0, 1), self._window, self.gradient != "surrogate")
+        else:
+            images = _average(inputs.flatten(0, 1), self._window)
+        averages, parts = images.unflatten(0, inputs.shape[:2]), parts_of(inputs)
+        return averages if parts is None else mark(averages, parts * self.kernel_size[0] * self.kernel_size[1])
 
     def extra_repr(self) -> str:
         """The window, as the module prints it."""

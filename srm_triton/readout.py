@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton.affine import prepare_inputs
-from srm_triton.checks import check_number, check_size, time_axes
+from srm_triton.affine import linear, prepare_inputs
+from srm_triton.checks import check_number, check_option, check_size, time_axes
+from srm_triton.levels import KEEPS, Keep
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.srm_membrane import srm_membrane
 from srm_triton.parameters import SRMParameters, SRMState
@@ -29,6 +29,7 @@ class SRMReadout(nn.Linear):
         parameters: constants of the neurons, of which `tau_m` and `tau_s` matter; None stands for `SRMParameters()`.
         bias: whether the current has a learned bias.
         batch_first: False for [time, batch, ...].
+        keep: as in `SRMLayer`: with ``"spikes"`` the inputs are kept in the levels that spikes have, and nothing else.
         device: of the parameters, as in `torch.nn.Linear`.
         dtype: of the parameters.
 
@@ -57,13 +58,15 @@ class SRMReadout(nn.Linear):
         *,
         bias: bool = True,
         batch_first: bool = True,
+        keep: Keep = "current",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            check_number(name, size, 1, whole=True)
+        in_features = check_number("in_features", in_features, 1, whole=True)
+        out_features = check_number("out_features", out_features, 1, whole=True)
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.batch_first = batch_first
+        check_option("keep", keep, KEEPS)
+        self.batch_first, self.keep = batch_first, keep
         self.neuron = SRMNeuron(parameters, channels=out_features, batch_first=batch_first, device=device)
 
     def forward(self, inputs: Tensor, state: SRMState | None = None, *, return_state: bool = False) -> Any:
@@ -77,7 +80,7 @@ class SRMReadout(nn.Linear):
         inputs = prepare_inputs(inputs, self.weight, time_axes(self.batch_first, "in_features"))
         check_size("inputs", inputs, 2, self.in_features, "in_features")
         return srm_membrane(
-            F.linear(inputs, self.weight, self.bias),
+            linear(inputs, self.weight, self.bias, self.keep),
             self.neuron.srm_parameters,
             state,
             return_state=return_state,

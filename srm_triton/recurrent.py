@@ -45,14 +45,15 @@ class SRMRecurrent(SRMLinear):
         eps: see `weight_norm`.
         device: of the parameters.
         dtype: of the parameters.
-        **options: as in `SRMLayer`, but for ``output=True``.
+        **options: as in `SRMLayer`, but for ``output=True`` and ``keep="spikes"``.
 
     Shape:
         [batch, time, in_features] to [batch, time, out_features].
 
     Raises:
         TypeError: as `SRMLinear`, or for another state than `SRMRecurrentState`.
-        ValueError: as `SRMLinear`, or for ``output=True``, as it is not known at a step whether a neuron stays silent.
+        ValueError: as `SRMLinear`, or for ``output=True``, as it is not known at a step whether a neuron stays silent,
+            or ``keep="spikes"``.
 
     Example:
         >>> layer = SRMRecurrent(6, 4)
@@ -67,6 +68,9 @@ class SRMRecurrent(SRMLinear):
             raise ValueError(
                 "output must be False for SRMRecurrent, got True; let an SRMLinear(…, output=True) follow it"
             )
+        if self.rules.keep == "spikes":
+            raise ValueError('keep must be "current" for SRMRecurrent, whose steps need the states between them')
+        out_features = self.out_features
         self.recurrent_weight = nn.Parameter(self.weight.new_empty(out_features, out_features))
         self.recurrent_norm_weight = self.recurrent_norm_bias = None
         if self.norm_weight is not None and out_features > 2:

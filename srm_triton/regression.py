@@ -120,10 +120,8 @@ class LinearRegression(nn.Module):
 
     def __init__(self, *, tolerance: float = 1e-14, max_iterations: int = 100_000) -> None:
         super().__init__()
-        check_number("tolerance", tolerance, 0, above=True)
-        check_number("max_iterations", max_iterations, 1, whole=True)
-        self.tolerance = tolerance
-        self.max_iterations = max_iterations
+        self.tolerance: float = check_number("tolerance", tolerance, 0, above=True)
+        self.max_iterations: int = check_number("max_iterations", max_iterations, 1, whole=True)
         self.iterations = 0
         self.converged = False
         self.register_buffer("weight", None)

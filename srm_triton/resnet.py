@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option, check_size, check_tensor
-from srm_triton.functions import Function, once_differentiable
+from srm_triton.functions import Function, Gradients, once_differentiable, traced
 from srm_triton.layers import LayerOptions, SRMConv2d, SRMLinear
+from srm_triton.levels import Form, Keep, decode, encode
 from srm_triton.networks import Readout
-from srm_triton.ops.srm_scan import Gradient
+from srm_triton.ops.srm_scan import Gradient, needs_gradient
 from srm_triton.parameters import SRMParameters
 from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
@@ -48,9 +49,8 @@ def _stages(block: Callable[[int, int, int], nn.Module], width: int) -> dict[str
     return stages
 
 
-def _check_sizes(**sizes: Any) -> None:
-    for name, size in sizes.items():
-        check_number(name, size, 1, whole=True)
+def _sizes(**sizes: Any) -> tuple[int, ...]:
+    return tuple(check_number(name, size, 1, whole=True) for name, size in sizes.items())
 
 
 class BasicBlock2D(nn.Module):
@@ -71,6 +71,7 @@ class BasicBlock2D(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
+        in_channels, out_channels, stride = _sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
@@ -122,7 +123,7 @@ class ResNet18_2D(nn.Sequential):  # noqa: N801, the published name
         width: int = 64,
         **head_options: Any,
     ) -> None:
-        _check_sizes(out_features=out_features, in_channels=in_channels, width=width)
+        out_features, in_channels, width = _sizes(out_features=out_features, in_channels=in_channels, width=width)
         check_option("head", head, get_args(Head))
         if foreign := {"device", "dtype"} & head_options.keys():
             raise TypeError(
@@ -153,19 +154,28 @@ class ResNet18_2D(nn.Sequential):  # noqa: N801, the published name
 
 class _AddSpikes(Function):
     @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
+    def forward(a: Tensor, b: Tensor, keep: Keep) -> Tensor:
         return a + b
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Keep], output: Tensor) -> None:
+        *branches, keep = inputs
+        forms: list[Form | None] = [None, None]
+        if keep == "spikes" and not traced():
+            (first, forms[0]), (second, forms[1]) = map(encode, branches)
+            ctx.count = len(first)
+            ctx.save_for_backward(*first, *second)
+        else:
+            ctx.count = 1
+            ctx.save_for_backward(*branches)
+        ctx.forms = forms
 
     @staticmethod
     @once_differentiable("sums of spikes")
-    def backward(ctx: Any, saved: tuple[Tensor, Tensor], grad: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = saved
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Gradients:
+        a, b = map(decode, (saved[: ctx.count], saved[ctx.count :]), ctx.forms)
         share = torch.where(a + b == 0, 0, grad / (a + b))
-        return share * a, share * b
+        return share * a, share * b, None
 
 
 class SpikingBasicBlock2D(nn.Module):
@@ -195,28 +205,34 @@ class SpikingBasicBlock2D(nn.Module):
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
+        in_channels, out_channels, stride = _sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
         convolution = partial(SRMConv2d, parameters=parameters, **options)
         self.conv1 = convolution(in_channels, out_channels, 3, stride, padding=1)
         self.conv2 = convolution(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
             self.shortcut.append(convolution(in_channels, out_channels, 1, stride))
-        self.add: Callable[[Tensor, Tensor], Tensor] = _AddSpikes.apply
-        if options.get("gradient") == "surrogate":
-            self.add = torch.add
+        self.plain, self.keep = options.get("gradient") == "surrogate", options.get("keep", "current")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the number of branches that fire, and inputs that the identity passes on."""
         return self.add(self.conv2(self.conv1(inputs)), self.shortcut(inputs))
 
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum of the spikes of two branches."""
+        if self.plain or not needs_gradient(a, b):
+            return a + b
+        added: Tensor = _AddSpikes.apply(a, b, self.keep)
+        return added
+
 
 class _GlobalSpikeAvgPool2d(nn.Module):
-    def __init__(self, gradient: Gradient) -> None:
+    def __init__(self, gradient: Gradient, keep: Keep) -> None:
         super().__init__()
-        self.gradient = gradient
+        self.gradient, self.keep = gradient, keep
 
     def forward(self, inputs: Tensor) -> Tensor:
-        pool = SpikeAvgPool2d((inputs.shape[-2], inputs.shape[-1]), gradient=self.gradient)
+        pool = SpikeAvgPool2d((inputs.shape[-2], inputs.shape[-1]), gradient=self.gradient, keep=self.keep)
         return pool(inputs).flatten(2)
 
 
@@ -258,14 +274,14 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
         readout: Readout = "spikes",
         **options: Unpack[LayerOptions],
     ) -> None:
-        _check_sizes(out_features=out_features, in_channels=in_channels, width=width)
+        out_features, in_channels, width = _sizes(out_features=out_features, in_channels=in_channels, width=width)
         check_option("readout", readout, get_args(Readout))
         options = {"gradient": "surrogate", **options}
-        gradient = options["gradient"]
+        gradient, keep = options["gradient"], options.get("keep", "current")
         stages = _stages(partial(SpikingBasicBlock2D, parameters=parameters, **options), width)
         if readout == "membrane":
             output: nn.Module = SRMReadout(
-                8 * width, out_features, parameters, batch_first=options.get("batch_first", True)
+                8 * width, out_features, parameters, batch_first=options.get("batch_first", True), keep=keep
             )
         else:
             of_output = options.copy()
@@ -274,9 +290,9 @@ class SpikingResNet18_2D(nn.Sequential):  # noqa: N801, after it
         super().__init__(
             OrderedDict(
                 conv1=SRMConv2d(in_channels, width, 7, stride=2, padding=3, parameters=parameters, **options),
-                pool=SpikeAvgPool2d(3, stride=2, padding=1, gradient=gradient),
+                pool=SpikeAvgPool2d(3, stride=2, padding=1, gradient=gradient, keep=keep),
                 **stages,
-                avgpool=_GlobalSpikeAvgPool2d(gradient),
+                avgpool=_GlobalSpikeAvgPool2d(gradient, keep),
                 fc=output,
             )
         )

@@ -62,8 +62,8 @@ def sparse_encode(inputs: Tensor, dictionary: Tensor, sparsity: float, iteration
         tensor([2.0000, 0.0000, 0.5000])
     """
     _check_inputs(inputs, dictionary)
-    check_number("sparsity", sparsity, 0, above=True)
-    check_number("iterations", iterations, 1, whole=True)
+    sparsity = check_number("sparsity", sparsity, 0, above=True)
+    iterations = check_number("iterations", iterations, 1, whole=True)
     with without_autocast(inputs):
         dtype = accumulator_dtype(inputs.dtype)
         x, atoms = inputs.to(dtype).reshape(-1, inputs.shape[-1]), dictionary.to(dtype)
@@ -109,7 +109,7 @@ def sparse_statistics(inputs: Tensor, dictionary: Tensor, codes: Tensor, sparsit
         SparseStatistics(objective=tensor([2.5000]), nonzero_share=tensor([0.5000]))
     """
     _check_inputs(inputs, dictionary)
-    check_number("sparsity", sparsity, 0, above=True)
+    sparsity = check_number("sparsity", sparsity, 0, above=True)
     check_tensor("codes", codes)
     check_same("codes", codes, "inputs", inputs)
     expected = [*inputs.shape[:-1], dictionary.shape[1]]
@@ -175,15 +175,14 @@ class SparseRepresentation(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("in_features", in_features), ("atoms", atoms), ("iterations", iterations)):
-            check_number(name, number, 1, whole=True)
-        check_number("sparsity", sparsity, 0, above=True)
-        self.sparsity = sparsity
-        self.iterations = iterations
+        in_features = check_number("in_features", in_features, 1, whole=True)
+        atoms = check_number("atoms", atoms, 1, whole=True)
+        self.sparsity: float = check_number("sparsity", sparsity, 0, above=True)
+        self.iterations: int = check_number("iterations", iterations, 1, whole=True)
         self.dictionary = nn.Parameter(torch.empty(in_features, atoms, device=device, dtype=dtype))
         self.classifier: nn.Linear | None = None
         if classes is not None:
-            check_number("classes", classes, 1, whole=True)
+            classes = check_number("classes", classes, 1, whole=True)
             self.classifier = nn.Linear(atoms, classes, device=device, dtype=dtype)
         self.reset_parameters()
 

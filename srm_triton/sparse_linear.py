@@ -61,9 +61,9 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_number("in_features", in_features, 1, whole=True)
-        check_number("out_features", out_features, 1, whole=True)
-        check_number("density", density, 0, above=True)
+        in_features = check_number("in_features", in_features, 1, whole=True)
+        out_features = check_number("out_features", out_features, 1, whole=True)
+        density = check_number("density", density, 0, above=True)
         if density > 1:
             raise ValueError(f"density must be at most 1, got {density}")
         self.in_features = in_features

@@ -4,6 +4,7 @@ On a GPU the Triton kernels run as compiled; on a CPU in Triton's interpreter (`
 is imported), and the C library beside them where it was built.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, get_args
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.backend import Backend, use_backend
+from srm_triton.checks import check_number
 from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.batch_norm import batch_norm
@@ -73,7 +75,7 @@ def verify(device: torch.device, repeats: int = 50) -> Iterator[Comparison]:
     """Compares kernels and references, one operation, dtype and shape after the other.
 
     Args:
-        device: a GPU, or the CPU for Triton's interpreter and the C library.
+        device: a GPU, or the CPU for the C library and, where NumPy is installed, Triton's interpreter.
         repeats: how many times each kernel runs, at least 1. The interpreter, where a program runs after the other,
             runs each once.
 
@@ -84,11 +86,11 @@ def verify(device: torch.device, repeats: int = 50) -> Iterator[Comparison]:
         RuntimeError: on a CPU, if Triton does not interpret its kernels.
         ValueError: if `repeats` is below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    repeats = check_number("repeats", repeats, 1, whole=True)
     backends: tuple[Backend, ...] = ("triton",)
     if device.type == "cpu" and native.problem() is None:
-        backends = "triton", "native"
+        interpretable = importlib.util.find_spec("numpy") is not None
+        backends = ("triton", "native") if interpretable else ("native",)
     for dtype, tolerance in _TOLERANCES.items():
         dtype_name = str(dtype).removeprefix("torch.")
         for name, shape, operation in _operations(device, dtype):

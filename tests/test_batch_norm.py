@@ -106,6 +106,30 @@ def test_values_and_gradients(backend, case, dtype, device):
     assert max(errors(run(backend, device, tensors, dim=case[1]), expected(tensors, case[1]))) < limit
 
 
+@pytest.mark.parametrize("shape", [(512, 48), (257, 1100), (640, 16), (300, 1024), (1536, 3)])
+@pytest.mark.parametrize("order", ["any", "sorted", "first far"])
+def test_tiles_of_the_native_version(shape, order, device):
+    """Several samples in a row, several tiles, and samples whose first ones tell little of the rest."""
+    inputs, *others = make(shape, 0, torch.float32, mean=500.0)
+    inputs = inputs.sort(0)[0] if order == "sorted" else inputs
+    if order == "first far":
+        inputs[: shape[0] // 50] += 3000
+    actual, exact = run("native", device, (inputs, *others)), expected((inputs, *others))
+    assert max(errors(actual, exact)) < 3e-6
+    with use_backend("native"):
+        mean, variance = batch_norm_with_statistics(inputs)[1:]
+    assert error(mean, inputs.double().mean(0)) < 1e-7 and error(variance, inputs.double().var(0)) < 1e-6
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((90, 40), 0), ((40, 90), 1), ((90, 3), 0), ((700, 20), 0)])
+def test_zeros_are_kept(backend, shape, dim, device):
+    inputs, weight, bias, grad = make(shape, dim, torch.float64)
+    inputs[torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.3] = 0
+    outputs, *gradients = expected((inputs, weight, bias, grad * (inputs != 0)), dim)
+    actual = run(backend, device, (inputs, weight, bias, grad), dim=dim, keep_zeros=True)
+    assert max(errors(actual, (outputs * (inputs != 0), *gradients))) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("shape", "dim", "given", "correction"),
     [((83, 5), 0, (1, 2), 0), ((2, 321), 1, (1,), 1), ((1000, 1), 0, (2,), 0), ((5, 83), 1, (), 1)],
@@ -134,7 +158,9 @@ def test_half_precision(backend, shape, dim, mixed, dtype, device):
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "row of a larger one", "repeated"])
-@pytest.mark.parametrize(("backend", "blocks"), [("reference", "whole"), ("triton", "whole"), ("triton", "splits")])
+@pytest.mark.parametrize(
+    ("backend", "blocks"), [("reference", "whole"), ("native", "whole"), ("triton", "whole"), ("triton", "splits")]
+)
 def test_strides(backend, layout, blocks, request, device):
     if blocks == "splits":
         request.getfixturevalue("small_blocks")

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_data import write_fashion_mnist
+from PIL import Image
+from test_data import NAMES, write_fashion_mnist, write_set
 
+import srm_triton
 from srm_triton import data, plots, training, tuning, verification
 from srm_triton.backend import resolve_backend
 from srm_triton.cli import main
@@ -225,10 +228,54 @@ def test_errors_of_one_line(capsys, tmp_path, monkeypatch):
     assert "none: expected a TOML file or one of cifar-10, " in error_of(capsys, ["train", "--recipe", "none"])
     assert "--hidden and --network exclude each other" in error_of(capsys, [*SMALL, "--network", "3"])
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert "the package tqdm is missing; in a clone: pip install '.[demo]'" in error_of(capsys, SMALL)
+    assert "the package tqdm is missing; install it by: pip install 'srm-triton[demo]'" in error_of(capsys, SMALL)
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--set", "epochs"])
     assert "must be TABLE.KEY=VALUE, such as schedule.epochs=3, got 'epochs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("accuracy", ["90", "1.01", "-0.1", "nan", "inf", "90%"])
+def test_accuracies_are_parts_of_1(accuracy, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*SMALL, "--minimum-accuracy", accuracy])
+    assert f"must be a part of 1, such as 0.9 for 90 %, got '{accuracy}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["100", "1e-12"])
+@pytest.mark.parametrize("epochs", ["1", "2"])
+def test_a_run_that_learns_nothing_ends_with_advice(rate, epochs, capsys, tmp_path, without_plots):
+    changes = ["--epochs", epochs, "--learning-rate", rate, "--set", "schedule.learning_rate=constant"]
+    assert main([*SMALL, *changes, "--output", str(tmp_path / "run")]) == 0
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("srm-triton: warning: ") and "learning rate" in last
+
+
+def test_letters_are_data_like_digits(capsys, tmp_path, without_plots):
+    names = [f"emnist-{kind}-{name.replace('t10k', 'test')}" for kind in ("letters", "digits") for name in NAMES]
+    write_set(tmp_path, names[:4], [*range(1, 27)] * 2)
+    write_set(tmp_path, names[4:], [*range(10)])
+    arguments = [*SMALL, "--data", "emnist-letters", "--data-folder", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert main([*arguments, "--epochs", "1"]) == 0
+    assert "emnist-letters: 52 training and 52 test samples of 1×5×4 in 26 classes\n" in capsys.readouterr().out
+
+
+def test_errors_name_the_image_file(capsys, tmp_path):
+    whole, small, cut = (tmp_path / name for name in ("whole.png", "small.png", "cut.png"))
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(60, 80), dtype=np.uint8)).save(whole)
+    Image.fromarray(np.zeros((60, 70), dtype=np.uint8)).save(small)
+    cut.write_bytes(whole.read_bytes()[:300])
+    denoise = ["denoise", "--device", "cpu"]
+    for names, culprit in (
+        ((cut, whole), cut),
+        ((whole, cut), cut),
+        ((tmp_path / "none.png", whole), tmp_path / "none.png"),
+        ((whole, tmp_path / "none.png"), tmp_path / "none.png"),
+    ):
+        message = error_of(capsys, [*denoise, str(names[0]), str(tmp_path / "out.png"), "--reference", str(names[1])])
+        assert str(culprit) in message and str(whole) not in message
+    message = error_of(capsys, [*denoise, str(whole), str(tmp_path / "out.png"), "--reference", str(small)])
+    expected = f"--reference {small}: must have the channels, height and width of {whole}, 1×60×80, got 1×60×70"
+    assert expected in message
 
 
 @pytest.mark.parametrize(("name", "device"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
@@ -304,7 +351,7 @@ def test_verify_repeats(capsys, monkeypatch, few_shapes):
     monkeypatch.setattr(native, "scan_forward", unsteady)
     found = [c for c in verification.verify(torch.device("cpu"), 3) if not c.passed]
     assert [(c.backend, c.operation, c.error, c.repeatable) for c in found] == [("native", "srm_trace", 0.0, False)]
-    assert "repeats must be at least 1, got 0" in error_of(capsys, ["verify", "--repeats", "0"])
+    assert "repeats must be finite and ≥ 1, got 0" in error_of(capsys, ["verify", "--repeats", "0"])
 
 
 def test_info(capsys, tmp_path):
@@ -358,4 +405,42 @@ def test_the_command_in_a_process_of_its_own_chooses_the_interpreter_by_itself(c
     assert process.returncode == 0 and process.stdout.endswith("comparisons, 0 failed\n"), process.stderr
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
-    assert capsys.readouterr().out.startswith("srm-triton 0.")
+    assert capsys.readouterr().out == f"srm-triton {srm_triton.__version__}\n"
+
+
+def test_commands_without_extras(tmp_path):
+    missing = ("numpy", "PIL", "h5py", "sklearn", "scipy", "tqdm", "matplotlib")
+    commands = [["info"], ["verify", "--repeats", "2"], ["denoise", "a.png", str(tmp_path / "b.png")], ["train"]]
+    code = (
+        f"import contextlib, io, json, sys\nsys.modules.update(dict.fromkeys({missing}))\n"
+        "from srm_triton import cli, verification\n"
+        "verification._SCAN_SHAPES = ((2, 5, 7),)\n"
+        f"for command in {commands}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:\n"
+        "        code = cli.main(command)\n"
+        "    print(json.dumps((code, out.getvalue(), err.getvalue())))\n"
+    )
+    process = run(code, "-W", "error")
+    assert process.returncode == 0 and process.stderr == "", process.stderr
+    info, verify, denoise, train = map(json.loads, process.stdout.splitlines())
+    assert info[0] == 0 and info[2] == "" and "backend " in info[1]
+    if native.problem() is None and not torch.cuda.is_available():
+        assert verify[0] == 0 and " 0 failed" in verify[1]
+        assert "native  srm_scan" in verify[1] and "triton  srm_scan" not in verify[1]
+        assert verify[2] == (
+            "srm-triton: warning: Triton's kernels are left out: its interpreter needs NumPy; install it by: "
+            "pip install 'srm-triton[demo]'\n"
+        )
+    for (code, _, error), package in ((denoise, "(numpy|PIL)"), (train, "tqdm")):
+        remedy = r"install it by: pip install 'srm-triton\[demo\]'"
+        assert code == 2
+        assert re.fullmatch(rf"srm-triton: error: the package {package} is missing; {remedy}\n", error)
+
+
+def test_events_name_their_extra(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "shd_train.h5").write_bytes(b"")
+    message = error_of(
+        capsys, ["train", "--data", "shd", "--data-folder", str(tmp_path), "--output", str(tmp_path / "r")]
+    )
+    assert message.endswith("the package h5py is missing; install it by: pip install 'srm-triton[events]'\n")

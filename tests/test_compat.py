@@ -198,5 +198,5 @@ def test_bad_input():
         srmNeuronFunc.backward(ones, ones, ones, ones, *tables(4))
     with pytest.raises(ValueError, match=r"e_taug must lie between 0 and 1 \(it is a decay, 1 - 1/tau\), got 2.5"):
         srmNeuronFunc.forward(torch.ones(1, 2, 1), 5.0, 3.0, 2.5, 1.0)
-    with pytest.raises(ValueError, match=r"tau_s must be finite and ≥ 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"taus must be finite and ≥ 1, got 0.5"):
         srmNeuronFunc.forward(torch.ones(1, 2, 1), 5.0, 0.5, 0.5, 1.0)

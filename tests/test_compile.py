@@ -43,7 +43,7 @@ batch_norm_forward                float32      77     80     80     80     81   
 batch_norm_forward                float16      72     72     72     72    122     72     72     56     73     56     90
 batch_norm_forward                bfloat16     72     72     72     72    126     72     72     56     73     56     90
 batch_norm_backward_partial       float64       0     96      0      0     80     80      0      0     56      0      0
-batch_norm_backward_partial       float32      95     95     79     79     79     80     84     58     60     59     88
+batch_norm_backward_partial       float32      95     95     79     79     80     80     84     58     60     59     88
 batch_norm_backward_partial       float16      94     96     94     94     93     94     94     64     66     66     95
 batch_norm_backward_partial       bfloat16     94     94     93     93     94     96     94     66     68     68    105
 batch_norm_backward               float64       0     80      0      0     98     80      0      0     58      0      0

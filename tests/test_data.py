@@ -27,6 +27,7 @@ from srm_triton.data import (
     read_idx,
     stratified_split,
 )
+from srm_triton.training import Data, Recipe, load_data, load_recipe
 
 NAMES = {
     "train-images-idx3-ubyte": 0x803,
@@ -176,6 +177,44 @@ def test_letters_count_from_1_and_share_a_folder(tmp_path):
     test_labels.write_bytes(idx(0x801, (26,), bytes(range(26))))
     with pytest.raises(DataError, match="test-labels-idx1-ubyte: expected labels from 1 to 26, found 0"):
         load_idx(tmp_path, name="emnist-letters")
+
+
+@pytest.fixture
+def relatives(tmp_path: Path) -> Path:
+    """Where torchvision keeps them; each has a height of its own."""
+    emnist = [name.replace("t10k", "test") for name in NAMES]
+    write_set(tmp_path / "EMNIST" / "raw", [f"emnist-letters-{name}" for name in emnist], list(range(1, 27)), height=3)
+    write_set(tmp_path / "EMNIST" / "raw", [f"emnist-digits-{name}" for name in emnist], list(range(10)), height=4)
+    for height, name in enumerate(("FashionMNIST", "KMNIST", "MNIST"), 5):
+        write_set(tmp_path / name / "raw", [name.replace("-idx", ".idx") for name in NAMES], list(range(10)), height)
+    return tmp_path
+
+
+def test_relatives_of_mnist_side_by_side(relatives):
+    for load in (load_idx, load_images):
+        with pytest.raises(DataError, match="found emnist-digits, emnist-letters, FashionMNIST, KMNIST, MNIST; choose"):
+            load(relatives)
+    assert load_idx(relatives, name="KMNIST").train_images.shape == (10, 6, 4)
+    for source, classes, height in (("emnist-letters", 26, 3), ("EMNIST/emnist-digits", 10, 4), ("KMNIST/raw", 10, 6)):
+        data = load_images(relatives / source)
+        assert data.classes == classes and data.train_labels.tolist() == list(range(classes))
+        assert data.train_images.shape[1:] == (height, 4)
+    for name, height in (("fashion-mnist", 5), ("kmnist", 6), ("mnist", 7), ("emnist-letters", 3)):
+        assert load_data(Recipe(data=Data(name, str(relatives)))).shape == (1, height, 4)
+    for folder in (relatives / "MNIST", relatives / "MNIST" / "raw"):
+        assert load_data(Recipe(data=Data("mnist", str(folder)))).shape == (1, 7, 4)
+    with pytest.raises(FileNotFoundError, match="FashionMNIST: no train-images-idx3-ubyte"):
+        load_idx(relatives / "KMNIST" / "FashionMNIST")
+    with pytest.raises(FileNotFoundError, match=r"emnist-kanji: expected a file \.npz or a folder, found nothing"):
+        load_images(relatives / "emnist-kanji")
+
+
+def test_mnist_lies_where_its_recipe_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="mnist: no train-images-idx3-ubyte"):
+        load_data(load_recipe("mnist"))
+    write_set(tmp_path / "mnist", list(NAMES), list(range(10)))
+    assert load_data(load_recipe("mnist")).shape == (1, 5, 4)
 
 
 @pytest.mark.parametrize(("magic", "letter"), [(0x801, "B"), (0x901, "b"), (0xB01, "h"), (0xC01, "i")])

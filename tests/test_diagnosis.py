@@ -565,9 +565,9 @@ def test_training_warns_before_the_first_epoch(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("dead", ["Layer 'hidden1' (SRMLinear) does not fire", "is that of chance"]),
-        ("silence", ["Layer 'hidden1' (SRMLinear) does not fire", "is that of chance"]),
-        ("labels", ["is that of chance"]),
+        ("dead", ["Layer 'hidden1' (SRMLinear) does not fire", "is that of chance", "is that of chance"]),
+        ("silence", ["Layer 'hidden1' (SRMLinear) does not fire", "is that of chance", "is that of chance"]),
+        ("labels", ["is that of chance", "is that of chance"]),
     ],
 )
 def test_training_warns(change, expected, capsys, tmp_path, monkeypatch):

@@ -206,7 +206,7 @@ def test_denoise_passes_its_options_on(capsys, noisy_png):
         ("noisy.png out.png --plot p.jpg", "p.jpg: must end with .png"),
         (
             "noisy.png out.png --reference colour.png",
-            "colour.png: must be as noisy.png, 30 by 20 by 1 channels, got 30 by",
+            "must have the channels, height and width of noisy.png, 1×20×30, got 3×20×30",
         ),
         ("noisy.png out.png --reference pages.tif", "pages.tif: must have the 1 pages of noisy.png, got 2"),
         ("pages.tif out.png", "must end with .tif, the format for the 2 pages"),

@@ -395,7 +395,7 @@ class TestBadInput:
             (lambda: SRMLinear(2, 3, time_gradient_scale=-1), "time_gradient_scale must be finite and ≥ 0, got -1"),
             (lambda: SRMLinear(2, 3, eps=0.0), "eps must be finite and > 0, got 0.0"),
             (lambda: SRMConv2d(4, 6, 3, groups=4), "out_channels must be divisible by groups"),
-            (lambda: SRMConv2d(4, 6, 3, padding="full"), "Invalid padding string 'full'"),
+            (lambda: SRMConv2d(4, 6, 3, padding="full"), r"padding must be one of \('same', 'valid'\), got 'full'"),
             (lambda: SRMConv2d(4, 6, 3, padding="same", stride=2), "padding='same' is not supported for strided"),
             (lambda: SpikeAvgPool2d(2)(torch.ones(1, 2, 3, 3)), r"inputs must have the shape \[batch, time, channels"),
             (lambda: BatchNorm1d(3)(torch.ones(2, 4)), r"inputs must have 3 features on axis 1, got \[2, 4\]"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_srm_scan import random, run
 
-from srm_triton import SRMLinear, srm_scan, use_backend
+from srm_triton import SRMLinear, SRMParameters, srm_scan, srm_trace, use_backend
 from srm_triton.backend import resolve_backend
 from srm_triton.kernels import native
 
@@ -140,3 +140,21 @@ def test_long_sequences(number_of_threads):
     with use_backend("reference"):
         expected = srm_scan(current)
     assert torch.equal(spikes, expected) and spikes.sum() > 1000 and current.grad.isfinite().all()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_value_of_half_precision(dtype):
+    """As currents, and as gradients that a factor of 1.5 puts half-way between two values."""
+    values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    at_threshold = torch.ones_like(values).view(-1, 1)
+    parameters = SRMParameters(tau_s=1.0, sharpness=1.5)
+    results = []
+    for backend in ("reference", "native"):
+        with use_backend(backend):
+            membrane = srm_trace(values.view(-1, 1), parameters).membrane
+        weight_path = run(at_threshold, values.view(-1, 1), parameters, backend, rule="arctan")[1]
+        results.append((membrane, weight_path))
+    for expected, result in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    assert results[0][0].isfinite().sum() > 60000 and results[0][1].dtype == dtype

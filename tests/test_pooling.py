@@ -40,3 +40,16 @@ def test_overlapping_pooling_windows_add_up():
     spikes = torch.ones(1, 1, 1, 1, 3, requires_grad=True)
     SpikeAvgPool2d((1, 2), stride=1)(spikes).sum().backward()
     assert spikes.grad.flatten().tolist() == [0.5, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("keep", ["current", "spikes"])
+@pytest.mark.parametrize("window", [(2, 3), (4, 1), (3, 3)])
+@pytest.mark.parametrize("sides", [(12, 12), (13, 14)])
+def test_windows_side_by_side_equal_pytorchs(window, sides, keep):
+    inputs = torch.rand(2, 3, 4, *sides, dtype=torch.float64, requires_grad=True)
+    outputs = SpikeAvgPool2d(window, gradient="surrogate", keep=keep)(inputs)
+    expected = F.avg_pool2d(inputs.flatten(0, 1), window).unflatten(0, (2, 3))
+    torch.testing.assert_close(outputs, expected, rtol=1e-15, atol=0)
+    grad = torch.randn_like(outputs)
+    given = (torch.autograd.grad(result, inputs, grad)[0] for result in (outputs, expected))
+    torch.testing.assert_close(*given, rtol=1e-15, atol=0)

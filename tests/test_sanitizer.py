@@ -436,7 +436,7 @@ def test_a_split_that_holds_part_of_one_tile_is_clean(monkeypatch):
     assert start_of_last < 70 < start_of_last + tile.block_samples
     outputs, statistics = torch.empty_like(inputs), torch.empty(3, 3)
     with sanitized(outputs, statistics):
-        batch_norm.forward(inputs, None, None, outputs, statistics, 1e-5, 70)
+        batch_norm.forward(inputs, None, None, outputs, statistics, 1e-5, 70, False)
     torch.testing.assert_close(statistics[0], inputs.mean(0), rtol=0, atol=1e-7)
 
 
@@ -456,7 +456,7 @@ def test_batch_norm_is_clean(samples, features, whole, samples_adjacent, dtype, 
     outputs, grad_inputs = torch.empty_like(inputs), torch.empty_like(inputs)
     statistics, grad_affine = torch.empty(3, features, dtype=wide), torch.empty(2, features, dtype=wide)
     with sanitized(outputs, statistics):
-        batch_norm.forward(inputs, weight, bias, outputs, statistics, 1e-5, samples)
+        batch_norm.forward(inputs, weight, bias, outputs, statistics, 1e-5, samples, True)
     with sanitized(grad_inputs, grad_affine):
-        batch_norm.backward(grads, inputs, weight, statistics, grad_inputs, grad_affine, 1e-5, samples)
+        batch_norm.backward(grads, inputs, weight, statistics, grad_inputs, grad_affine, 1e-5, samples, True)
     torch.testing.assert_close(outputs.float().mean(0), torch.zeros(features), rtol=0, atol=1e-2)

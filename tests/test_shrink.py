@@ -108,7 +108,7 @@ def test_compile_and_transforms(backend, device):
         (torch.ones(2, dtype=torch.int32), 0.5, TypeError, "values must have one of the dtypes float64, .* got int32"),
         (torch.ones(2), -0.5, ValueError, "threshold must be finite and ≥ 0, got -0.5"),
         (torch.ones(2), NAN, ValueError, "threshold must be finite and ≥ 0, got nan"),
-        (torch.ones(2), torch.ones(()), TypeError, "threshold must be a number, got tensor"),
+        (torch.ones(2), torch.ones(2), TypeError, "threshold must be a number, got tensor"),
     ],
 )
 def test_bad_input(values, threshold, error, message):

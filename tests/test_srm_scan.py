@@ -11,7 +11,7 @@ from torch import Tensor
 import srm_triton
 from srm_triton import SRMParameters, SRMState, srm_scan, srm_trace, use_backend
 from srm_triton.kernels import native
-from srm_triton.ops.srm_scan import _scan, _scan_backward, _trace, scan
+from srm_triton.ops.srm_scan import Scanned, _scan, _scan_backward, _trace, scan
 
 DEFAULT = SRMParameters()
 NEURONS = {
@@ -568,13 +568,14 @@ def test_opcheck(dtype, device):
             current = current.transpose(0, 1).contiguous()
         constants = SRMParameters(threshold=torch.ones(3)).pack(current)
         initial = torch.zeros(3, 2, 3, dtype=constants.dtype, device=device) if keep else None
-        arguments = (current, constants, initial, time_axis, [keep, True, keep], backend)
+        arguments = (current, constants, initial, time_axis, [keep, keep, True], backend)
         torch.library.opcheck(_scan, arguments)
         torch.library.opcheck(_trace, (current, constants, initial, time_axis, backend))
-        _, final, checkpoints, events = _scan(*arguments)
-        gradients = random(*current.shape).to(device, dtype), final if keep else None
+        _, final, events, checkpoints = Scanned.of(_scan(*arguments), [keep, keep, True])
+        assert (checkpoints is not None) == (backend == "triton" or device.type == "cuda")
+        gradients = random(*current.shape).to(device, dtype), final
         asked = [True, True, keep, True]
-        arguments = (*gradients, current, constants, initial, checkpoints, events, time_axis, "event", asked, backend)
+        arguments = (*gradients, current, constants, initial, events, checkpoints, time_axis, "event", asked, backend)
         torch.library.opcheck(_scan_backward, arguments)
 
 

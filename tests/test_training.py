@@ -394,6 +394,66 @@ def test_a_wrong_type_in_any_field_is_an_error_of_the_checkpoint(wrong, path, da
                     TrainingRun.resume(load_checkpoint(path), data, CPU)
 
 
+def leaves(value, path=()):
+    """What a checkpoint holds, with its place."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in items:
+        yield from leaves(item, (*path, key))
+    if not items:
+        yield path, value
+
+
+def replaced(value, path, other):
+    if not path:
+        return other
+    items = dict(value) if isinstance(value, dict) else list(value)
+    items[path[0]] = replaced(items[path[0]], path[1:], other)
+    return items
+
+
+def others(value):
+    """Values of other types."""
+    if isinstance(value, torch.Tensor):
+        other = value.float() if value.dtype != torch.float32 else value.double()
+        return [0.5, value.bool(), value.to("meta"), other, *([value * math.nan] if value.is_floating_point() else [])]
+    return [torch.ones(2, 2), 0.5j]
+
+
+def test_a_wrong_type_in_any_leaf_is_an_error_of_the_checkpoint(path, data):
+    good = torch.load(path, weights_only=True)
+    count = 0
+    for place, value in leaves(good):
+        for other in others(value):
+            torch.save(replaced(good, place, other), path)
+            with pytest.raises(CheckpointError, match=r"^\S*checkpoint\.pt: [^\n]*$"):
+                TrainingRun.resume(load_checkpoint(path), data, CPU)
+            count += 1
+    assert count > 150
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seconds": "long"}, r"\[checkpoint\] seconds must be a number, got 'long'"),
+        ({"seconds": -1.0}, "seconds must be finite and ≥ 0"),
+        ({"best_model": {}}, "found no best_model"),
+        ({"history": []}, "found a best_model"),
+        ({"model": {}}, "Missing key"),
+        (lambda content: content["history"][0]["firing_rates"].clear(), "found firing_rates of no layer"),
+        (lambda content: content["recipe"]["network"].update(notation="x"), r"\[network\] notation must consist"),
+        (lambda content: content["best_model"]["hidden1.neuron.tau_m"].fill_(0.5), "tau_m must be > 1, got 0.5"),
+        (
+            lambda content: content["optimizer"]["output.weight"].update(exp_avg=torch.ones(())),
+            "another optimizer's state of output.weight",
+        ),
+    ],
+)
+def test_what_a_checkpoint_holds_goes_together(change, message, path, data):
+    broken(path, change)
+    with pytest.raises(CheckpointError, match=message):
+        TrainingRun.resume(load_checkpoint(path), data, CPU)
+
+
 def test_other_samples(path, data):
     for other in (data.test_images.flip(0), data.test_images[1:]):
         changed = data._replace(test_images=other, test_labels=data.test_labels[: len(other)])

@@ -126,13 +126,12 @@ def audit(
         >>> [row.errors[-1] < 0.02 for row in result.convergence if row.gradient == "no choice"]
         [True, True]
     """
-    check_number("seeds", seeds, 1, whole=True)
-    if not networks:
-        raise ValueError("networks must hold at least one, got none")
-    for n in refinements:
-        check_number("refinements", n, 1, whole=True)
+    seeds = check_number("seeds", seeds, 1, whole=True)
+    refinements = [check_number("refinements", n, 1, whole=True) for n in refinements]
     if len(refinements) < 4 or any(2 * n != finer for n, finer in itertools.pairwise(refinements)):
         raise ValueError(f"refinements must be four or more, each twice the one before, got {tuple(refinements)}")
+    if not networks:
+        raise ValueError("networks must hold at least one, got none")
     results = Audit(seeds, tuple(refinements), 0.0, 0.0, [], [])
     for network in networks:
         results = _add(results, draw(network, range(seeds)))

@@ -127,8 +127,8 @@ def simulate(
         >>> round(spikes[0].time, 6)
         2.482441
     """
-    for name, value in (*neuron._asdict().items(), ("duration", duration)):
-        check_number(name, value, 0, above=True)
+    neuron = Neuron(*(check_number(name, value, 0, above=True) for name, value in neuron._asdict().items()))
+    duration = check_number("duration", duration, 0, above=True)
     if neuron.tau_m == neuron.tau_s:
         raise ValueError(f"tau_m and tau_s must differ, got {neuron.tau_m} for both")
     layers = [sorted(inputs)]

@@ -54,9 +54,18 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
+def _read(path: Path) -> list["ImageFile"]:
+    from srm_triton.images import read_images
+
+    try:
+        return read_images(path)
+    except (OSError, ValueError) as error:  # of which Pillow does not always name the file
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
 def _denoise(options: argparse.Namespace) -> int:
     """Writes the image without its noise and returns the exit code 0."""
-    from srm_triton.images import check_format, read_images, write_images
+    from srm_triton.images import check_format, write_images
 
     outputs = [path for path in (options.output, options.plot) if path is not None]
     if len(set(outputs)) < len(outputs):
@@ -71,7 +80,7 @@ def _denoise(options: argparse.Namespace) -> int:
         if path.exists() and not options.overwrite:
             raise ValueError(f"{path}: exists; choose another name, or add --overwrite")
     device = chosen_device(options.device)
-    images = read_images(options.input)
+    images = _read(options.input)
     check_format(options.output, images)
     if options.plot is not None and len(images) > 1:
         raise ValueError(f"--plot: draws one page, and {options.input} has {len(images)}")
@@ -107,20 +116,18 @@ def _in_units(image: "ImageFile") -> Tensor:
 
 def _references(options: argparse.Namespace, images: list["ImageFile"]) -> list[Tensor]:
     """The images without noise, which must be like those with it."""
-    from srm_triton.images import read_images
-
-    references = read_images(options.reference)
+    references = _read(options.reference)
     if len(references) != len(images):
         raise ValueError(
             f"{options.reference}: must have the {len(images)} pages of {options.input}, got {len(references)}"
         )
     for reference, image in zip(references, images, strict=True):
         if reference.pixels.shape != image.pixels.shape:
-            expected, found = (
-                " by ".join(map(str, (*file.pixels.shape[:0:-1], f"{len(file.pixels)} channels")))
-                for file in (image, reference)
+            allowed, found = ("×".join(map(str, file.pixels.shape)) for file in (image, reference))
+            raise ValueError(
+                f"--reference {options.reference}: must have the channels, height and width of {options.input}, "
+                f"{allowed}, got {found}"
             )
-            raise ValueError(f"{options.reference}: must be as {options.input}, {expected}, got {found}")
     return [_in_units(reference) for reference in references]
 
 

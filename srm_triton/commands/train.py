@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import shlex
 import sys
 import tomllib
@@ -51,9 +52,25 @@ def add_parser(commands: Commands) -> None:
     )
     add_device(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/train"), help="run folder (default: %(default)s)")
-    parser.add_argument("--minimum-accuracy", type=float, default=0.0, help="exit with 1 if the test accuracy is lower")
+    parser.add_argument(
+        "--minimum-accuracy",
+        type=_part,
+        default=0.0,
+        metavar="PART",
+        help="exit with 1 if the test accuracy, from 0 to 1, is lower",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
+
+
+def _part(text: str) -> float:
+    try:
+        part = float(text)
+    except ValueError:
+        part = math.nan
+    if not 0 <= part <= 1:
+        raise argparse.ArgumentTypeError(f"must be a part of 1, such as 0.9 for 90 %, got {text!r}")
+    return part
 
 
 def _assignment(text: str) -> tuple[str, Any]:

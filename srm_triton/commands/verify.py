@@ -1,8 +1,10 @@
 """`srm-triton verify`: compares every kernel with its reference on this machine."""
 
 import argparse
+import importlib.util
 import json
 import os
+import sys
 import warnings
 
 import torch
@@ -26,13 +28,20 @@ def add_parser(commands: Commands) -> None:
 def _verify(options: argparse.Namespace) -> int:
     """Prints the comparisons and returns the exit code: 1 if one of them failed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
+    if device.type == "cpu" and importlib.util.find_spec("numpy") is not None:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton's own switch, read when it is first imported
         # the interpreter computes with NumPy, which warns of what IEEE 754 defines
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
     from srm_triton.verification import verify
 
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, Triton's interpreted"
+    if device.type == "cpu" and importlib.util.find_spec("numpy") is None:
+        place = "the CPU, without Triton's"
+        print(
+            "srm-triton: warning: Triton's kernels are left out: its interpreter needs NumPy; install it by: "
+            "pip install 'srm-triton[demo]'",
+            file=sys.stderr,
+        )
     comparisons = []
     if not options.json:
         print(f"Kernels against their references, on {place}\n")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from srm_triton.checks import check_number
 from srm_triton.data.events import Events
 from srm_triton.data.files import DataError, read_bytes
 
@@ -31,14 +32,17 @@ def read_aedat(path: str | Path, start: int = 0, end: int = 2**62) -> Events:
 
     Args:
         path: a file ``.aedat``, plain or with the further ending ``.gz``.
-        start: the first time to read, in microseconds.
+        start: the first time to read, in microseconds, ≥ 0.
         end: the first time to read no more.
 
     Raises:
+        TypeError: for times of another type.
+        ValueError: for times below 0.
         OSError: if the file cannot be read.
         DataError: if it is of another version or kind, is cut, has headers that contradict its events, or no polarity
             event from `start` to `end`.
     """
+    start, end = (check_number(name, time, 0, whole=True) for name, time in (("start", start), ("end", end)))
     path = Path(path)
     content = read_bytes(path)
     packets = [packet for packet in _packets(path, content) if packet.first < end and packet.last >= start]

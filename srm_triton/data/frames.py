@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_integers, check_number, check_option
+from srm_triton.checks import check_integers, check_number, check_option, shown
 from srm_triton.data.events import Events, UnitEvents
 
 By = Literal["time", "number"]
@@ -64,23 +64,28 @@ class Frames:
     duration: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("steps", self.steps, 1, whole=True)
+        self._set(steps=check_number("steps", self.steps, 1, whole=True))
         for name, sizes in (("sensor", self.sensor), ("size", self.sensor if self.size is None else self.size)):
             if not isinstance(sizes, tuple) or len(sizes) not in (1, 2):
-                raise TypeError(f"{name} must be a tuple (height, width) or (units,), got {sizes!r}")
-            for number in sizes:
-                check_number(name, number, 1, whole=True)
+                raise TypeError(f"{name} must be a tuple (height, width) or (units,), got {shown(sizes)}")
+            counts = tuple(check_number(name, number, 1, whole=True) for number in sizes)
+            if getattr(self, name) is not None:
+                self._set(**{name: counts})
         if self.size is not None and (
             len(self.size) != len(self.sensor) or any(map(int.__gt__, self.size, self.sensor))
         ):
             raise ValueError(f"size must be at most as large as the sensor, {self.sensor}, got {self.size}")
         check_option("by", self.by, get_args(By))
         check_option("values", self.values, get_args(Values))
-        check_option("polarities", self.polarities, (1, 2))
+        self._set(polarities=check_option("polarities", self.polarities, (1, 2)))
         if self.duration is not None:
-            check_number("duration", self.duration, 1, whole=True)
+            self._set(duration=check_number("duration", self.duration, 1, whole=True))
             if self.by == "number":
                 raise ValueError("duration must be None where by is 'number'")
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, recording: Any) -> Tensor:
         """Returns the frames of a recording."""

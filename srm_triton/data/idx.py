@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from srm_triton.checks import check_number
 from srm_triton.data.files import DataError, read_bytes
 from srm_triton.data.labelled_images import LabelledImages, Samples, join_parts
 
@@ -31,10 +32,10 @@ def load_idx(folder: str | Path, *, name: str = "", classes: int | None = None) 
     Args:
         folder: holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
             ``t10k-labels-idx1-ubyte``, each plain or with the ending ``.gz``; or it holds a folder ``raw`` with them,
-            or a folder with such a folder, as torchvision makes them. ``test`` may stand for ``t10k`` and ``.idx`` for
+            or folders with such a folder, as torchvision makes them. ``test`` may stand for ``t10k`` and ``.idx`` for
             ``-idx``.
-        name: what the names begin with if they do not begin with ``train``, such as ``"emnist-letters"``. May be left
-            out where the folder holds one data set.
+        name: what the names begin with if they do not begin with ``train``, such as ``"emnist-letters"``, or else
+            torchvision's folder, such as ``"KMNIST"``. May be left out where there is one data set.
         classes: the number of classes; None stands for as many as the training labels say. Labels may begin with 0 or
             with 1, as those of EMNIST's letters do.
 
@@ -68,20 +69,24 @@ def load_fashion_mnist(folder: str | Path = FASHION_MNIST_FOLDER) -> LabelledIma
         ) from error
 
 
-def read_idx(path: Path, rank: int) -> Tensor:
+def read_idx(path: str | Path, rank: int) -> Tensor:
     """Reads an IDX file of integers.
 
     Args:
         path: the file; one whose name ends in ``.gz`` is unpacked.
-        rank: the number of axes that it must have.
+        rank: the number of axes that it must have, ≥ 1.
 
     Returns:
         Its values in the type and the shape that the file states.
 
     Raises:
+        TypeError: for a rank of another type.
+        ValueError: for a rank below 1.
         OSError: if the file cannot be read.
         DataError: if it is no such file, shorter or longer than its header says, or a damaged archive.
     """
+    rank = check_number("rank", rank, 1, whole=True)
+    path = Path(path)
     content = read_bytes(path)
     header = 4 * (1 + rank)
     if len(content) < header:
@@ -100,13 +105,18 @@ def read_idx(path: Path, rank: int) -> Tensor:
 
 
 def sets_of_idx(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:
-    """Returns the data sets of a folder: by name, the file of each part (train, test) and kind (images, labels)."""
-    for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
+    """Returns the data sets of a folder: by name, the file of each part (train, test) and kind (images, labels).
+
+    Sets without a name that lie in ``<name>/raw`` have that one.
+    """
+    inner = [(place.parent.name, place) for place in sorted(folder.glob("*/raw"))]
+    for places in ([("", folder)], [("", folder / "raw")], inner):
         found: dict[str, dict[tuple[str, str], Path]] = {}
-        for path in sorted(place.iterdir()) if place.is_dir() else ():  # plain ones come before archives
-            if (match := _NAME.fullmatch(path.name)) and path.is_file():
-                part = "train" if match["part"] == "train" else "test"
-                found.setdefault(match["data"], {}).setdefault((part, match["kind"]), path)
+        for default, place in places:
+            for path in sorted(place.iterdir()) if place.is_dir() else ():  # plain ones come before archives
+                if (match := _NAME.fullmatch(path.name)) and path.is_file():
+                    part = "train" if match["part"] == "train" else "test"
+                    found.setdefault(match["data"] or default, {}).setdefault((part, match["kind"]), path)
         if found:
             return found
     return {}

@@ -36,8 +36,8 @@ def load_image_folder(folder: str | Path, *, test_fraction: float = 0.2, seed: i
             damaged, an image has another size than the first, or is transparent in places.
     """
     optional_module("PIL", "demo")
-    check_number("test_fraction", test_fraction, 0, above=True)
-    check_number("seed", seed, 0, whole=True)
+    test_fraction = check_number("test_fraction", test_fraction, 0, above=True)
+    seed = check_number("seed", seed, 0, whole=True)
     if test_fraction >= 1:
         raise ValueError(f"test_fraction must be below 1, got {test_fraction}")
     folder = Path(folder)

@@ -63,7 +63,7 @@ def join_parts(train: Samples, test: Samples, classes: int | None) -> LabelledIm
             f"{train.images_source}, found {list(test.images.shape[1:])}"
         )
     if classes is not None:
-        check_number("classes", classes, 1, whole=True)
+        classes = check_number("classes", classes, 1, whole=True)
     present = train.labels.unique().tolist()
     first = 1 if present[0] == 1 else 0  # some data sets count their classes from 1
     count = classes or present[-1] - first + 1

@@ -12,8 +12,8 @@ def load_images(source: str | Path) -> LabelledImages:
     """Loads images from a NumPy archive, a folder of IDX files or a folder of images, each with its usual settings.
 
     Args:
-        source: a file ``.npz``, for `load_npz`; a folder with IDX files, for `load_idx`; or another folder, for
-            `load_image_folder`.
+        source: a file ``.npz``, for `load_npz`; a folder with IDX files, for `load_idx`, and behind it the name of one
+            of several data sets, such as ``"data/emnist-letters"``; or another folder, for `load_image_folder`.
 
     Raises:
         FileNotFoundError: if there is nothing.
@@ -24,5 +24,7 @@ def load_images(source: str | Path) -> LabelledImages:
     if source.is_file():
         return load_npz(source)
     if not source.is_dir():
+        if source.name in sets_of_idx(source.parent):
+            return load_idx(source.parent, name=source.name)
         raise FileNotFoundError(f"{source}: expected a file .npz or a folder, found nothing")
     return load_idx(source) if sets_of_idx(source) else load_image_folder(source)

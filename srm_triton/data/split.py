@@ -33,8 +33,8 @@ def stratified_split(labels: Tensor, samples: int, *, seed: int = 0) -> tuple[Te
     check_integers("labels", labels)
     if labels.dim() != 1:
         raise ValueError(f"labels must have the shape [samples], got {list(labels.shape)}")
-    check_number("samples", samples, 1, whole=True)
-    check_number("seed", seed, 0, whole=True)
+    samples = check_number("samples", samples, 1, whole=True)
+    seed = check_number("seed", seed, 0, whole=True)
     if samples >= len(labels):
         raise ValueError(f"samples must be below {len(labels)}, the number of labels, got {samples}")
     classes, counts = labels.cpu().long().unique(return_counts=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srm_triton.checks import check_integers
+from srm_triton.checks import as_number, check_integers
 from srm_triton.diagnosis.finding import Finding
 
 CHANCE_PROBABILITY = 1e-3  # below, accuracy is no chance
@@ -26,7 +26,7 @@ class LearningReport:
     first_loss: float
     """Mean over the first tenth of the last steps, at most 1000; nan without losses."""
     last_loss: float
-    """Mean over the last tenth."""
+    """Mean over the last tenth; nan without losses."""
     finite: bool
     """Whether every loss was."""
     samples: int
@@ -39,6 +39,8 @@ class LearningReport:
     """The class that was predicted most."""
     predicted_share: float = math.nan
     """How often."""
+    guessing: float = math.nan
+    """The loss of naming all classes with the same probability, if training is over and the loss is comparable."""
 
     @property
     def at_chance(self) -> bool:
@@ -141,7 +143,14 @@ def find_in_learning(learning: LearningReport | None) -> Iterator[Finding]:
             "Check that labels belong to their samples (shuffled together, the same order), and that batch and time "
             "are not swapped; then try another learning rate.",
         )
-    elif enough and not falls and not math.isnan(learning.last_loss) and not (judged and not learning.at_chance):
+    elif learning.last_loss > learning.guessing:
+        yield Finding(
+            "guessing",
+            None,
+            f"The loss, {learning.last_loss:.3g}, ends above that of guessing, {learning.guessing:.3g}.",
+            "Try another learning rate: ten times lower first, or higher where the loss hardly changes.",
+        )
+    elif enough and not falls and not math.isnan(learning.first_loss) and not (judged and not learning.at_chance):
         yield Finding(
             "no descent",
             None,
@@ -159,6 +168,7 @@ def find_in_learning(learning: LearningReport | None) -> Iterator[Finding]:
 
 
 def _as_loss(loss: Any) -> Tensor:
+    loss = loss if isinstance(loss, Tensor) else as_number(loss)
     if isinstance(loss, bool) or not isinstance(loss, Tensor | int | float):
         raise TypeError(f"loss must be a number or a scalar tensor, got {type(loss).__name__}")
     value = torch.as_tensor(loss).detach()

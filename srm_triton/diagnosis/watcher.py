@@ -189,7 +189,7 @@ def watch(model: nn.Module, *, show: Callable[[str], object] | None = print, eve
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_number("every", every, 1, whole=True)
+    every = check_number("every", every, 1, whole=True)
     if show is not None and not callable(show):
         raise TypeError(f"show must be a function of a string or None, got {type(show).__name__}")
     for name, module in model.named_modules():
@@ -218,7 +218,7 @@ def _origins(tensor: Tensor) -> set[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "_ScanBackward" or _SPIKES in node.metadata:
+        if node.name() in ("_ScanBackward", "_MapAndFireBackward") or _SPIKES in node.metadata:
             found.add("spikes")
         elif isinstance(getattr(node, "variable", None), nn.Parameter):
             found.add("parameters")

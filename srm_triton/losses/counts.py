@@ -1,5 +1,7 @@
 """Losses on the number of spikes of each output neuron."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,7 @@ def count_loss(spikes: Tensor, labels: Tensor, *, desired: float, undesired: flo
         [[[-0.5, 0.5], [-0.5, 0.5]]]
     """
     counts, labels, steps = _counts(spikes, labels, batch_first)
+    desired, undesired = _check_targets(desired, undesired, steps)
     labelled = mark_labels(labels, counts.shape[1])
     return _half_square(counts, labelled, desired, undesired, steps).sum() / len(counts)
 
@@ -102,6 +105,7 @@ def enhanced_count_loss(
         [[[-0.5, 0.25], [-0.5, 0.25]]]
     """
     counts, labels, steps = _counts(spikes, labels, batch_first)
+    desired, undesired = _check_targets(desired, undesired, steps)
     labelled = mark_labels(labels, counts.shape[1])
     half_square = _half_square(counts, labelled, desired, undesired, steps)
     fired = counts.detach().clamp(min=1)
@@ -145,7 +149,7 @@ def rate_cross_entropy(
         >>> rate_cross_entropy(spikes, torch.tensor([0]))
         tensor(1.3133, grad_fn=<MulBackward0>)
     """
-    check_number("silent", silent, -1e6)
+    silent = check_number("silent", silent, -1e6)
     check_option("skip_silent", skip_silent, (False, True))
     counts, labels, steps = _counts(spikes, labels, batch_first)
     labelled, fixed = mark_labels(labels, counts.shape[1]), counts.detach()
@@ -163,14 +167,17 @@ def _counts(spikes: Tensor, labels: Tensor, batch_first: bool) -> tuple[Tensor, 
     return spikes.sum(1), labels, spikes.shape[1]
 
 
-def _half_square(counts: Tensor, labelled: Tensor, desired: float, undesired: float, steps: int) -> Tensor:
-    """½·T·(d/T)² of each neuron, [batch, classes]."""
-    check_number("desired", desired, 0)
-    check_number("undesired", undesired, 0)
+def _check_targets(desired: Any, undesired: Any, steps: int) -> tuple[float, float]:
+    desired, undesired = check_number("desired", desired, 0), check_number("undesired", undesired, 0)
     if not undesired < desired <= steps:
         raise ValueError(
             f"desired and undesired must satisfy 0 ≤ undesired < desired ≤ {steps} (the number of steps), "
             f"got desired={desired} and undesired={undesired}"
         )
+    return desired, undesired
+
+
+def _half_square(counts: Tensor, labelled: Tensor, desired: float, undesired: float, steps: int) -> Tensor:
+    """½·T·(d/T)² of each neuron, [batch, classes]."""
     distance = torch.where(labelled, desired - counts, counts - undesired).clamp(min=0)
     return distance.square() / (2 * steps)

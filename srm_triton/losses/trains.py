@@ -46,8 +46,8 @@ def first_spike_cross_entropy(
         tensor([[[ 0.0000,  1.4621],
                  [-1.4621,  0.0000]]])
     """
-    check_number("scale", scale, 0, above=True)
-    check_number("silent", silent, -1e6)
+    scale = check_number("scale", scale, 0, above=True)
+    silent = check_number("silent", silent, -1e6)
     spikes, labels = prepare(spikes, labels, batch_first)
     check_spikes(spikes, shares=False)
     steps = spikes.shape[1]
@@ -95,7 +95,7 @@ def van_rossum_loss(
         tensor([[[-0.1250,  0.1250],
                  [-0.2500,  0.2500]]])
     """
-    check_number("tau_s", tau_s, 1, above=True)
+    tau_s = check_number("tau_s", tau_s, 1, above=True)
     spikes, labels = prepare(spikes, labels, batch_first)
     check_spikes(spikes, shares=True)
     steps, classes = spikes.shape[1:]

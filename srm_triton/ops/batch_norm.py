@@ -316,11 +316,11 @@ def _checked_normalise(
     keep_zeros: bool,
 ) -> tuple[Tensor, Tensor]:
     check_tensor("inputs", inputs, "[rows, columns]")
-    check_option("dim", dim, (0, 1))
-    check_option("correction", correction, (0, 1))
+    dim = check_option("dim", dim, (0, 1))
+    correction = check_option("correction", correction, (0, 1))
     check_option("gradient", gradient, get_args(Gradient))
     check_option("keep_zeros", keep_zeros, (False, True))
-    check_number("eps", eps, 0, above=True)
+    eps = check_number("eps", eps, 0, above=True)
     _check_vector("weight", weight, inputs, 1 - dim)
     _check_vector("bias", bias, inputs, 1 - dim)
     if inputs.shape[dim] <= correction:

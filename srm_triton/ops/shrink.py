@@ -112,7 +112,7 @@ def soft_threshold(values: Tensor, threshold: float) -> Tensor:
         tensor([-2.,  0.,  0.,  1.])
     """
     check_tensor("values", values)
-    check_number("threshold", threshold, 0)
+    threshold = check_number("threshold", threshold, 0)
     outputs: Tensor = _SoftThreshold.apply(values, float(threshold), requested_backend())
     return outputs
 

@@ -41,7 +41,7 @@ h(v) = β/(1 + (π·β·v)²), "arctan", or h(v) = β/(1 + 2·β·|v|)², "fast_
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
@@ -52,7 +52,15 @@ from srm_triton.checks import check_option, check_tensor, time_axes
 from srm_triton.functions import Function, Gradients, custom_op, fake_of, once_differentiable, transforms_active
 from srm_triton.kernels import SRM_SCAN_RISE, native, srm_scan_chunk
 from srm_triton.kernels.layout import accumulator_dtype
-from srm_triton.parameters import NAMES, SRMParameters, SRMState, check_parameters, check_state, unstack_state
+from srm_triton.parameters import (
+    NAMES,
+    SRMParameters,
+    SRMState,
+    check_parameters,
+    check_shape,
+    stack_state,
+    unstack_state,
+)
 
 _LEARNED = 0, 3, 4  # rows of a_m, 1/τ_s and θ in the constants
 
@@ -149,36 +157,57 @@ def _prepare(
     return x, unstack_state(state), _Constants(*constants.view(*constants.shape, *[1] * behind).unbind(0))
 
 
-# Custom ops. A tensor without elements stands for one that was not asked for. `constants` is [8, 1 or channels], a
-# state [3, *neurons] with the neurons of a step, which are the axes of the current but time.
+# Custom ops. `constants` is [8, 1 or channels], a state
+# [3, *neurons] with the neurons of a step, which are the axes of the current but time.
+
+
+class Scanned(NamedTuple):
+    """What a scan returns; None for what was not asked for."""
+
+    spikes: Tensor
+    final: Tensor | None = None
+    """The state after the last step."""
+    events: Tensor | None = None
+    """The steps, int32 [*neurons], at which silent neurons count as firing in the backward, −1 for none."""
+    checkpoints: Tensor | None = None
+    """The states at the start of every chunk of time but the first, from which the Triton backward restarts."""
+
+    @classmethod
+    def of(cls, results: Sequence[Tensor], asked: Sequence[bool]) -> "Scanned":
+        """What the op returns, by name."""
+        final = results[1] if asked[0] else None
+        events = results[1 + asked[0]] if asked[1] else None
+        count = 1 + asked[0] + asked[1]
+        return cls(results[0], final, events, results[count] if len(results) > count else None)
 
 
 @custom_op("srm_scan")
 def _scan(
     current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Spikes and, as far as they are `asked` for, the final state, checkpoints and the events of silent neurons.
-
-    The Triton backward restarts from its checkpoints, the states at the start of every chunk of time but the first.
-    Events are the steps, int32 [*neurons], at which silent neurons count as firing in the backward, −1 for none.
-    """
+) -> list[Tensor]:
+    """Spikes and, as far as they are `asked` for, the final state and events; checkpoints if the backend has them."""
     outputs = _allocate_scan(current, constants, initial, time_axis, asked, backend)
-    spikes, final, checkpoints, events = outputs
+    spikes, final, events, checkpoints = Scanned.of(outputs, asked)
     if current.numel() == 0:
-        return spikes, _unchanged(initial, final), checkpoints, events.fill_(-1)
+        if final is not None:
+            _unchanged(initial, final)
+        if events is not None:
+            events.fill_(-1)
+        return outputs
     chosen = resolve_backend(current.device, backend, has_native=True)
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        kernel.forward(current, constants, initial, *outputs, None, None, time_axis)
+        found = _or_empty(final, constants), _or_empty(checkpoints, constants), _or_empty(events, current, torch.int32)
+        kernel.forward(current, constants, initial, spikes, *found, None, None, time_axis)
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, final, events, None, None, time_axis)
     else:
         steps = list(_steps(*_prepare(current, constants, initial, time_axis)))
         spikes.copy_(torch.stack([step.spike for step in steps], time_axis))
-        if final.numel():
+        if final is not None:
             final.copy_(torch.stack(tuple(steps[-1].state)))
-        if events.numel():
+        if events is not None:
             events.copy_(_reference_events(steps))
     return outputs
 
@@ -186,17 +215,18 @@ def _scan(
 @fake_of(_scan)
 def _allocate_scan(
     current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    neurons, steps, wide = _neurons(current, time_axis), current.shape[time_axis], accumulator_dtype(current.dtype)
-    kept = 0
-    if asked[1] and resolve_backend(current.device, backend) == "triton":
-        kept = -(-steps // srm_scan_chunk(steps, current.itemsize)) - 1 if steps else 0
-    return (
-        torch.empty_like(current),
-        current.new_empty((3, *neurons) if asked[0] else 0, dtype=wide),
-        current.new_empty((kept, 3, *neurons), dtype=wide),
-        current.new_empty(neurons if asked[2] else 0, dtype=torch.int32),
-    )
+) -> list[Tensor]:
+    of_state, of_events, kept = asked
+    outputs = [torch.empty_like(current)]
+    if of_state:
+        outputs.append(constants.new_empty((3, *_neurons(current, time_axis))))
+    if of_events:
+        outputs.append(current.new_empty(_neurons(current, time_axis), dtype=torch.int32))
+    if kept and resolve_backend(current.device, backend) == "triton":
+        steps = current.shape[time_axis]
+        chunks = -(-steps // srm_scan_chunk(steps, current.itemsize)) - 1 if steps else 0
+        outputs.append(constants.new_empty((chunks, 3, *_neurons(current, time_axis))))
+    return outputs
 
 
 def _neurons(current: Tensor, time_axis: int) -> tuple[int, ...]:
@@ -205,7 +235,12 @@ def _neurons(current: Tensor, time_axis: int) -> tuple[int, ...]:
 
 def _unchanged(initial: Tensor | None, final: Tensor) -> Tensor:
     """The final state of no steps."""
-    return final.zero_() if initial is None or not final.numel() else final.copy_(initial)
+    return final.zero_() if initial is None else final.copy_(initial)
+
+
+def _or_empty(tensor: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """As Triton's launchers take it: a tensor without elements stands for none."""
+    return like.new_empty(0, dtype=dtype) if tensor is None else tensor
 
 
 @custom_op("srm_trace")
@@ -248,48 +283,62 @@ def _scan_backward(
     current: Tensor,
     constants: Tensor,
     initial: Tensor | None,
-    checkpoints: Tensor,
-    events: Tensor,
+    events: Tensor | None,
+    checkpoints: Tensor | None,
     time_axis: int,
     gradient: str,
     asked: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight path, time path, gradients of the initial state and of the constants, as far as they are `asked` for."""
-    outputs = _allocate_backward(
-        grad_spikes, grad_final, current, constants, initial, checkpoints, events, time_axis, gradient, asked, backend
-    )
-    weight_path, time_path, grad_initial, grad_constants = outputs
+    """Weight path, time path, gradients of the initial state and of the constants, as far as they are `asked` for.
+
+    The others have no elements; a list would not run where PyTorch batches gradients.
+    """
+    scanned = current, constants, initial, events, checkpoints
+    outputs = _allocate_backward(grad_spikes, grad_final, *scanned, time_axis, gradient, asked, backend)
+    weight_path, time_path, grad_initial, grad_constants = by_name(outputs, asked)
     if current.numel() == 0:
-        return weight_path, time_path, _unchanged(grad_final, grad_initial), grad_constants.zero_()
+        if grad_initial is not None:
+            _unchanged(grad_final, grad_initial)
+        if grad_constants is not None:
+            grad_constants.zero_()
+        return outputs
     neurons = _neurons(current, time_axis)
-    sums = constants.new_empty((3, *neurons) if asked[3] else 0)
+    sums = None if grad_constants is None else constants.new_empty((3, *neurons))
     results = weight_path, time_path, grad_initial, sums
     gradients = grad_spikes, grad_final
     chosen = resolve_backend(current.device, backend, has_native=True)
     if chosen == "triton":
         from srm_triton.kernels import srm_scan as kernel
 
-        kernel.backward(*gradients, current, constants, initial, checkpoints, events, *results, time_axis, gradient)
+        kept = _or_empty(checkpoints, constants), _or_empty(events, current, torch.int32)
+        paths = (_or_empty(path, current) for path in results[:2])
+        others = (_or_empty(result, constants) for result in results[2:])
+        kernel.backward(*gradients, current, constants, initial, *kept, *paths, *others, time_axis, gradient)
     elif chosen == "native":
         native.scan_backward(*gradients, current, constants, initial, events, *results, time_axis, gradient)
     else:
         x, state, c = _prepare(current, constants, initial, time_axis)
         grad = grad_spikes.movedim(time_axis, 0).to(constants.dtype)
         grad_state = unstack_state(torch.zeros_like(torch.stack(state)) if grad_final is None else grad_final)
-        if not events.numel():
+        if events is None:
             events = torch.full(neurons, -1, dtype=torch.int32, device=current.device)
-        paths = _reference_backward(grad, list(_steps(x, state, c)), grad_state, events, c, gradient)
-        values = paths[0].movedim(0, time_axis), paths[1].movedim(0, time_axis), torch.stack(paths[2]), paths[3]
+        found = _reference_backward(grad, list(_steps(x, state, c)), grad_state, events, c, gradient)
+        values = found[0].movedim(0, time_axis), found[1].movedim(0, time_axis), torch.stack(found[2]), found[3]
         for result, value in zip(results, values, strict=True):
-            if result.numel():
+            if result is not None:
                 result.copy_(value)
-    if asked[3]:
+    if grad_constants is not None and sums is not None:
         behind = [axis for axis in range(1, sums.dim()) if axis != 2 or constants.shape[1] == 1]
         grad_constants.zero_()
         for row, value in zip(_LEARNED, sums.sum(behind), strict=True):
             grad_constants[row] = value
     return outputs
+
+
+def by_name(results: Sequence[Tensor], asked: Sequence[bool]) -> list[Any]:
+    """What `_scan_backward` returns, None for what was not `asked` for."""
+    return [result if wanted else None for result, wanted in zip(results, asked, strict=True)]
 
 
 @fake_of(_scan_backward)
@@ -305,17 +354,18 @@ def _allocate_backward(
     )
 
 
-def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> None:
+def _map(op: Any, channel_axes: Sequence[int], result_axes: Callable[..., Sequence[int | None]]) -> None:
     """Teaches an op to run under `torch.vmap`: the mapped neurons stand side by side, as more channels of one scan.
 
     Args:
         op: the op, whose first arguments are tensors.
         channel_axes: where each of these has its channels, if it has any.
-        result_axes: the same of the results.
+        result_axes: the same of the results, given the other arguments; −1 for the gradient of the constants, None for
+            one without elements.
     """
     position = 2 if op is _scan_backward else 0  # of the current; the constants come next
 
-    def mapped(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def mapped(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size, count = info.batch_size, len(channel_axes)
         tensors = [
             one if one is None else one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0)
@@ -326,72 +376,119 @@ def _map(op: Any, channel_axes: Sequence[int], result_axes: Sequence[int]) -> No
         tensors[position + 1] = constants.expand(-1, -1, channels)
 
         def join(tensor: Tensor | None, axis: int) -> Tensor | None:
-            if tensor is None or tensor.shape[1:] == (0,):
-                return None if tensor is None else tensor[0]
+            if tensor is None:
+                return None
             tensor = tensor.movedim(0, axis)
             return tensor.flatten(axis, axis + 1) if tensor.dim() > axis + 1 else tensor
 
-        results = list(op(*map(join, tensors, channel_axes), *arguments[count:]))
-        axes = [None if result.shape == (0,) else axis for result, axis in zip(results, result_axes, strict=True)]
-        for number, axis in enumerate(axes):
-            of_constants = bool(position) and number == 3
-            if axis is not None and (current.dim() > 3 or of_constants):
-                results[number] = results[number].unflatten(axis, (size, channels))
-        if position and axes[3] is not None and constants.shape[2] == 1:
-            results[3] = results[3].sum(2, keepdim=True)
-        return tuple(results), tuple(axes)
+        results = op(*map(join, tensors, channel_axes), *arguments[count:])
+        kind = type(results)
+        results, axes = list(results), result_axes(*arguments[count:])[: len(results)]
+        places = [1 if axis == -1 else axis for axis in axes]
+        for number, (axis, place) in enumerate(zip(axes, places, strict=True)):
+            if axis is not None and (current.dim() > 3 or axis == -1):
+                results[number] = results[number].unflatten(place, (size, channels))
+            if axis == -1 and constants.shape[2] == 1:
+                results[number] = results[number].sum(2, keepdim=True)
+        return kind(results), kind(places)
 
     torch.library.register_vmap(op, mapped)
 
 
-_map(_scan, (2, 1, 2), (2, 2, 3, 1))
-_map(_trace, (2, 1, 2), (2, 2, 2))
-_map(_scan_backward, (2, 2, 2, 1, 2, 3, 1), (2, 2, 2, 1))
+def _axes_of_paths(time_axis: int, gradient: str, asked: Sequence[bool], backend: str) -> list[int | None]:
+    return [axis if wanted else None for axis, wanted in zip((2, 2, 2, -1), asked, strict=True)]
+
+
+_map(_scan, (2, 1, 2), lambda time_axis, asked, backend: [2, *[2] * asked[0], *[1] * asked[1], 3])
+_map(_trace, (2, 1, 2), lambda time_axis, backend: (2, 2, 2))
+_map(_scan_backward, (2, 2, 2, 1, 2, 1, 3), _axes_of_paths)
+
+
+class Scan(NamedTuple):
+    """How a scan runs, the same in both directions."""
+
+    time_axis: int
+    rule: str
+    output: bool
+    return_state: bool
+    keep: bool  # what the backward needs
+    backend: str
+
+    @property
+    def asked(self) -> list[bool]:
+        """What the op is asked for beside the spikes."""
+        counts_silent = self.keep and self.output and self.rule in ("event", "original")
+        return [self.return_state, counts_silent, self.keep]
+
+    def forward(self, current: Tensor, constants: Tensor, initial: Tensor | None) -> list[Tensor]:
+        """What `_scan` returns."""
+        results: list[Tensor] = _scan(current, constants, initial, self.time_axis, self.asked, self.backend)
+        return results
+
+    def backward(
+        self,
+        gradients: Sequence[Tensor | None],
+        current: Tensor,
+        constants: Tensor,
+        initial: Tensor | None,
+        kept: Sequence[Tensor],
+        asked: list[bool],
+    ) -> list[Any]:
+        """Weight path, time path, gradients of the initial state and of the constants, None for those not `asked` for.
+
+        Args:
+            gradients: of the spikes, and of the final state if there is one.
+            current: what was scanned; likewise the next two.
+            constants: see `current`.
+            initial: see `current`.
+            kept: what `forward` returned behind the final state.
+            asked: for each result, whether it is wanted.
+        """
+        grad_spikes = gradients[0]
+        if grad_spikes is None:
+            grad_spikes = current.new_zeros(()).expand_as(current)
+        counts_silent = self.asked[1]
+        events = kept[0] if counts_silent else None
+        checkpoints = kept[counts_silent] if len(kept) > counts_silent else None
+        results = _scan_backward(
+            grad_spikes,
+            gradients[1] if self.return_state else None,
+            current,
+            constants,
+            initial,
+            events,
+            checkpoints,
+            self.time_axis,
+            self.rule,
+            asked,
+            self.backend,
+        )
+        return by_name(results, asked)
 
 
 class _Scan(Function):
     @staticmethod
     def forward(
-        current: Tensor,
-        earlier: Tensor | None,
-        constants: Tensor,
-        initial: Tensor | None,
-        time_axis: int,
-        gradient: str,
-        return_state: bool,
-        keep: bool,
-        output: bool,
-        backend: str,
+        current: Tensor, earlier: Tensor | None, constants: Tensor, initial: Tensor | None, scan: Scan
     ) -> tuple[Tensor, ...]:
-        return _scan(
-            current,
-            constants,
-            initial,
-            time_axis,
-            [return_state, keep, keep and output and gradient in ("event", "original")],
-            backend,
-        )
+        return tuple(scan.forward(current, constants, initial))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        current, _, constants, initial, ctx.time_axis, ctx.gradient, return_state, *_, ctx.backend = inputs
-        ctx.mark_non_differentiable(*output[1 + return_state :])
+        current, _, constants, initial, ctx.scan = inputs
+        kept = output[1 + ctx.scan.return_state :]
+        ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(current, constants, initial, *output[2:])
+        ctx.save_for_backward(current, constants, initial, *kept)
 
     @staticmethod
     @once_differentiable("srm_scan")
     def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
-        grad_spikes, grad_final = gradients[:2]
-        if grad_final is not None and grad_final.shape == (0,):  # compiled code makes one of a state not asked for
-            grad_final = None
-        if grad_spikes is None:
-            grad_spikes = saved[0].new_zeros(()).expand_as(saved[0])
-        weight_path, time_path, constants, initial = ctx.needs_input_grad[:4]
-        asked = [weight_path, time_path, initial, constants]
-        results = _scan_backward(grad_spikes, grad_final, *saved, ctx.time_axis, ctx.gradient, asked, ctx.backend)
-        given = [result if wanted else None for result, wanted in zip(results, asked, strict=True)]
-        return given[0], given[1], given[3], given[2], *[None] * 6
+        current, constants, initial, *kept = saved
+        of_current, of_earlier, of_constants, of_initial = ctx.needs_input_grad[:4]
+        asked = [of_current, of_earlier, of_initial, of_constants]
+        given = ctx.scan.backward(gradients, current, constants, initial, kept, asked)
+        return given[0], given[1], given[3], given[2], None
 
 
 # Public functions
@@ -514,10 +611,12 @@ def scan(
         if flag is not True and flag is not False:
             raise ValueError(f"{name} must be True or False, got {flag!r}")
     initial, constants, time_axis = check_scan(current, parameters, state, batch_first)
-    keep = _needs_gradient(current, earlier, constants, initial)
-    results = _Scan.apply(
-        current, earlier, constants, initial, time_axis, rule, return_state, keep, output, requested_backend()
-    )
+    keep = needs_gradient(current, earlier, constants, initial)
+    how = Scan(time_axis, rule, output, return_state, keep, requested_backend())
+    if keep:
+        results: Sequence[Tensor] = _Scan.apply(current, earlier, constants, initial, how)
+    else:
+        results = how.forward(current, constants, initial)
     return (results[0], unstack_state(results[1])) if return_state else results[0]
 
 
@@ -569,13 +668,11 @@ def check_gradient(gradient: Any, surrogate: Any) -> str:
     return surrogate if gradient == "surrogate" else gradient
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether a backward may follow; an exported program has none, and transforms hide what needs one."""
-    return (
-        torch.is_grad_enabled()
-        and (any(tensor is not None and tensor.requires_grad for tensor in tensors) or transforms_active())
-        and not torch.compiler.is_exporting()
-    )
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return transforms_active() or any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def check_scan(
@@ -584,12 +681,30 @@ def check_scan(
     """The initial state, the constants and the time axis, as the ops take them."""
     check_tensor("current", current, time_axes(batch_first, "..."))
     time_axis = 1 if batch_first else 0
-    constants = parameters.pack(current)
+    constants, initial = parameters.pack(current), stack_state(state, current)
+    check_fits(current, constants, initial, time_axis, parameters)
+    return initial, constants, time_axis
+
+
+def check_fits(
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    parameters: SRMParameters | None = None,
+) -> None:
+    """Checks that constants, packed from `parameters` if these are at hand, and state are those of a current's neurons.
+
+    Raises:
+        ValueError: if they are not.
+    """
     channels = current.shape[2] if current.dim() > 2 else 1
     if constants.shape[1] not in (1, channels):
-        name = next(name for name in NAMES if getattr(parameters, name).numel() > 1)
+        name = "parameters"
+        if parameters is not None:
+            name = next(name for name in NAMES if getattr(parameters, name).numel() > 1)
         raise ValueError(
             f"{name} must hold one value or one for each of {channels} channels (axis 2 of current), "
-            f"got {getattr(parameters, name).numel()}"
+            f"got {constants.shape[1]}"
         )
-    return check_state(state, current, time_axis), constants, time_axis
+    check_shape(initial, current, time_axis)

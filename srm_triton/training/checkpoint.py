@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from srm_triton.checks import shown
 from srm_triton.files import write_atomically
 from srm_triton.training.fields import convert
-from srm_triton.training.recipe import Count, Recipe
+from srm_triton.training.recipe import Amount, Count, Recipe
 
 _FORMAT, _VERSION = "srm-triton training run", 3
 
@@ -22,15 +23,15 @@ class CheckpointError(ValueError):
 class EpochRecord(NamedTuple):
     """What an epoch came to."""
 
-    epoch: int
+    epoch: Count
     """1 for the first."""
-    loss: float
+    loss: Amount
     """Mean over the training samples, as the weights went along."""
-    train_accuracy: float
+    train_accuracy: Amount
     """Part of the training samples that were right, as the weights went along."""
-    accuracy: float
+    accuracy: Amount
     """Part of the held-out samples that are right after the epoch, or of the test samples where none are held out."""
-    firing_rates: dict[str, float]
+    firing_rates: dict[str, Amount]
     """Spikes per neuron and step on these samples, by the layer's name."""
 
 
@@ -40,7 +41,7 @@ class Checkpoint(NamedTuple):
     path: Path
     recipe: Recipe
     history: list[EpochRecord]
-    seconds: float
+    seconds: Amount
     data_checksum: int
     shape: tuple[Count, ...]
     """Of an input at one step."""
@@ -90,7 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a checkpoint of `srm-triton train`, found another PyTorch file")
     version = content.pop("version", None)
     if not isinstance(version, int) or version != _VERSION:
-        raise CheckpointError(f"{path}: expected format version {_VERSION}, found {version!r}")
+        raise CheckpointError(f"{path}: expected format version {_VERSION}, found {shown(version)}")
     del content["format"]
     try:
         checkpoint: Checkpoint = convert("checkpoint", {**content, "path": path}, Checkpoint)

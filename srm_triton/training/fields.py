@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from srm_triton.checks import check_number, check_option
+from srm_triton.checks import check_number, check_option, shown
 
 
 class Range(NamedTuple):
@@ -50,10 +50,10 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         base, limits = arguments
-        check_number(name, value, limits.smallest, whole=base is int, above=limits.above)
-        if value >= limits.below:
-            raise ValueError(f"{name} must be below {limits.below:g}, got {value}")
-        return base(value)
+        number = check_number(name, value, limits.smallest, whole=base is int, above=limits.above)
+        if number >= limits.below:
+            raise ValueError(f"{name} must be below {limits.below:g}, got {number}")
+        return base(number)
     if origin is Literal:
         check_option(name, value, arguments)
         return value
@@ -61,18 +61,17 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         return _first_that_fits(name, value, arguments)
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
-            raise TypeError(f"{name} must be a list, got {value!r}")
+            raise TypeError(f"{name} must be a list, got {shown(value)}")
         return origin(convert(name, item, arguments[0]) for item in value)
     if origin is dict:
         return {key: convert(f"{name}.{key}", item, arguments[1]) for key, item in _mapping(name, value).items()}
     if kind in (int, float):
-        check_number(name, value, -math.inf, whole=kind is int)
-        return kind(value)
+        return kind(check_number(name, value, -math.inf, whole=kind is int))
     if isinstance(value, kind):
         return value
     if dataclasses.is_dataclass(kind) or issubclass(kind, tuple):
         return _table(name, value, kind)
-    raise TypeError(f"{name} must be {kind.__name__}, got {value!r} of type {type(value).__name__}")
+    raise TypeError(f"{name} must be {kind.__name__}, got {shown(value)} of type {type(value).__name__}")
 
 
 def _first_that_fits(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
@@ -103,5 +102,5 @@ def _table(name: str, value: Any, kind: Any) -> Any:
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{name} must be a table, got {value!r}")
+        raise TypeError(f"{name} must be a table, got {shown(value)}")
     return value

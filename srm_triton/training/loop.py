@@ -18,8 +18,8 @@ CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT = "checkpoint.pt", "metrics.json
 def train(run: TrainingRun, folder: Path) -> None:
     """Trains to the last epoch with a progress bar and a line an epoch, and keeps a checkpoint in `folder`.
 
-    What is conspicuous before training, after its first epoch and after its last is said once, on standard error. Of
-    several processes the first alone writes and prints.
+    What is conspicuous before training, after its first epoch and after its last is said once, on standard error; what
+    concerns learning as a whole at the end again. Of several processes the first alone writes and prints.
 
     After a KeyboardInterrupt, or anything else, the checkpoint is that of the last finished epoch.
 
@@ -48,7 +48,7 @@ def train(run: TrainingRun, folder: Path) -> None:
                 return
             run.save(folder / CHECKPOINT)
             for finding in run.diagnose() if warn else ():
-                if finding[:2] not in known:
+                if finding[:2] not in known or (run.finished and finding.layer is None):
                     progress.write(f"srm-triton: warning: {finding}", file=sys.stderr)
                 known.add(finding[:2])
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from srm_triton.training.network import check_stored
 from srm_triton.training.recipe import Optimizer, Schedule
 
 _STATE = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
@@ -49,16 +50,18 @@ def load_state(
     """Gives an optimizer the state that a checkpoint holds for each parameter by its name.
 
     Raises:
-        ValueError: if it is that of other parameters or of another optimizer.
+        ValueError: if it is that of other parameters or of another optimizer, or as `check_stored`.
     """
     if states.keys() != parameters.keys():
         raise ValueError(f"the optimizer's state of {', '.join(states) or 'no parameter'}")
     for name, state in states.items():
         parameter = parameters[name]
-        fits = all(value.shape in ((), parameter.shape) for value in state.values())
+        fits = all(value.shape == (() if key == "step" else parameter.shape) for key, value in state.items())
         if state and (state.keys() != _STATE[recipe.name] or not fits):
             found = {key: list(value.shape) for key, value in state.items()}
             raise ValueError(f"another optimizer's state of {name}, {found}")
+        for key, value in state.items():
+            check_stored(f"{name}.{key}", value, torch.float32 if key == "step" else parameter.dtype)
         if state:
             moved = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
             optimizer.state[parameter] = moved

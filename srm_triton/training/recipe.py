@@ -29,8 +29,8 @@ class Data(Table):
     """What to train with.
 
     Args:
-        name: ``"digits"``, ``"fashion-mnist"``, ``"n-mnist"``, ``"dvs-gesture"``, ``"shd"``, or a file or folder of
-            images, as `srm_triton.data.load_images` reads it.
+        name: ``"digits"``, ``"fashion-mnist"``, ``"mnist"``, ``"kmnist"``, ``"n-mnist"``, ``"dvs-gesture"``, ``"shd"``,
+            or a file or folder of images, as `srm_triton.data.load_images` reads it.
         folder: where the files of a data set with a name lie.
         frames: of events: ``"time"`` or ``"number"``, as in `srm_triton.data.Frames`.
         frame_size: (height, width) or (units,) of frames; empty for that of the sensor.

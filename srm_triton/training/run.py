@@ -19,7 +19,7 @@ from srm_triton.initialization import calibrate_gain
 from srm_triton.layers import SRMLayer
 from srm_triton.training.augmentation import Normalization, augment, draw
 from srm_triton.training.checkpoint import Checkpoint, CheckpointError, EpochRecord, save_checkpoint
-from srm_triton.training.network import build_network, record
+from srm_triton.training.network import build_network, load_network, record
 from srm_triton.training.objective import compute_loss, predict_classes
 from srm_triton.training.optimizer import build_optimizer, learning_rate, load_state
 from srm_triton.training.processes import Piece, own_pieces, processes, total
@@ -111,14 +111,18 @@ class TrainingRun:
         Raises:
             CheckpointError: if its tensors do not fit its recipe, or the data are not those of the run.
         """
-        run = cls(checkpoint.recipe, data, device)
+        try:
+            run = cls(checkpoint.recipe, data, device)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from error
         known = (run.data_checksum, run.data.shape, run.data.classes)
         if (checkpoint.data_checksum, checkpoint.shape, checkpoint.classes) != known:
             raise CheckpointError(f"{checkpoint.path}: expected the samples that its run began with, found others")
         try:
+            run._check_history(checkpoint)
             if checkpoint.best_model:
-                run.network.load_state_dict(checkpoint.best_model)
-            run.network.load_state_dict(checkpoint.model)
+                load_network(run.network, checkpoint.best_model)
+            load_network(run.network, checkpoint.model)
             run.random.set_state(checkpoint.random_state)
             load_state(run.optimizer, run.recipe.optimizer, dict(run.network.named_parameters()), checkpoint.optimizer)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -130,6 +134,13 @@ class TrainingRun:
         run.history, run.seconds = list(checkpoint.history), checkpoint.seconds
         run._distribute()
         return run
+
+    def _check_history(self, checkpoint: Checkpoint) -> None:
+        if bool(checkpoint.best_model) != bool(checkpoint.history and self.recipe.schedule.hold_out):
+            raise ValueError(f"{'a' if checkpoint.best_model else 'no'} best_model")
+        for rates in (epoch.firing_rates for epoch in checkpoint.history):
+            if rates.keys() != set(self._layers):
+                raise ValueError(f"firing_rates of {', '.join(rates) or 'no layer'}")
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint; only at the end of an epoch does it resume this very run."""
@@ -153,6 +164,11 @@ class TrainingRun:
     def batches(self) -> int:
         """Number of batches in an epoch."""
         return math.ceil(len(self.train_samples) / self.recipe.schedule.batch_size)
+
+    @property
+    def _layers(self) -> list[str]:
+        """Names of the spiking layers."""
+        return [name for name, layer in self.network.named_modules() if isinstance(layer, SRMLayer)]
 
     @property
     def finished(self) -> bool:
@@ -229,11 +245,14 @@ class TrainingRun:
         return LearningReport(
             steps=len(losses) * self.batches,
             first_loss=losses[0] if len(losses) > 1 else math.nan,
-            last_loss=losses[-1] if len(losses) > 1 else math.nan,
+            last_loss=losses[-1],
             finite=all(map(math.isfinite, losses)),
             samples=len(labels),
             correct=round(self.history[-1].accuracy * len(labels)),
             most_frequent=int(labels.unique(return_counts=True)[1].max()) / len(labels),
+            guessing=math.log(self.data.classes)
+            if self.finished and self.recipe.loss.name == "cross_entropy"
+            else math.nan,
         )
 
     def _prepare(self, inputs: Tensor) -> Tensor:
@@ -278,7 +297,7 @@ class TrainingRun:
         """The part that is right, and spikes per neuron and step by the layer's name."""
         rank, count = processes()
         size = math.ceil(self.recipe.schedule.batch_size / self.recipe.schedule.accumulation)
-        names = [name for name, layer in self.network.named_modules() if isinstance(layer, SRMLayer)]
+        names = self._layers
         sums = torch.zeros(1 + len(names), dtype=torch.float64, device=self.device)
         self.network.eval()
         own = [part for part in torch.arange(rank, len(samples), count).split(size) if len(part)]

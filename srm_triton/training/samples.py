@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from srm_triton.checks import as_number, check_number
 from srm_triton.data import LabelledImages
 
 
@@ -18,7 +19,7 @@ class Samples:
         inputs: a tensor [samples, ...], or a data set of (input, class), which is read one by one.
         labels: integers [samples]; None for those that the data set has as `labels` or `targets`, or else gives.
         name: what errors call them.
-        workers: processes that read a data set.
+        workers: processes that read a data set, ≥ 0.
 
     Raises:
         TypeError: for inputs that are no numbers, or labels that are no integers.
@@ -27,14 +28,14 @@ class Samples:
     """
 
     def __init__(self, inputs: Any, labels: Any = None, *, name: str = "train", workers: int = 0) -> None:
-        self.name, self.workers = name, workers
+        self.name, self.workers = name, check_number("workers", workers, 0, whole=True)
         self.inputs: Tensor | Dataset[Any] = inputs.float() if isinstance(inputs, Tensor) else inputs
         if not len(inputs):
             raise ValueError(f"{name} must have at least one sample, got none")
         if labels is None:
             labels = getattr(inputs, "labels", getattr(inputs, "targets", None))
             labels = [inputs[i][1] for i in range(len(inputs))] if labels is None else labels
-        self.labels = torch.as_tensor(labels)
+        self.labels = torch.as_tensor([*map(as_number, labels)] if isinstance(labels, list) else labels)
         if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
             raise TypeError(f"labels of {name} must be integers, got {self.labels.dtype}")
         if self.labels.shape != (len(inputs),):
@@ -131,9 +132,9 @@ def training_data(
         workers: processes that read data sets.
 
     Raises:
-        TypeError: as `Samples`.
-        ValueError: as `Samples`; for test inputs of another shape, labels out of range, a class without a training
-            sample, or inputs of no known shape.
+        TypeError: as `Samples`, or for a number of classes of another type.
+        ValueError: as `Samples`; for a number of classes below 1, test inputs of another shape, labels out of range, a
+            class without a training sample, or inputs of no known shape.
 
     Example:
         >>> images, labels = torch.rand(20, 8, 8), torch.arange(20) % 10
@@ -150,8 +151,9 @@ def training_data(
         for name, part in (("train", train), ("test", test))
     ]
     if classes is None:
-        count = given if isinstance(given, int) or given is None else len(given)
-        classes = int(parts[0].labels.max()) + 1 if count is None else count
+        classes = int(parts[0].labels.max()) + 1 if given is None else as_number(given)
+        classes = classes if isinstance(classes, int) else len(classes)
+    classes = check_number("classes", classes, 1, whole=True)
     data = TrainingData(parts[0], parts[1], classes, not of_tensors if over_time is None else over_time)
     if data.test.shape != data.train.shape:
         raise ValueError(f"test must have inputs of the shape {list(data.train.shape)}, got {list(data.test.shape)}")

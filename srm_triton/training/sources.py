@@ -15,6 +15,8 @@ _EVENTS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "dvs-gesture": (data.DVSGesture, (128, 128)),
     "shd": (data.SHD, (data.SHD.units,)),
 }
+_TORCHVISION = {"mnist": "MNIST", "kmnist": "KMNIST"}
+"""Its folders for what is kept as Fashion-MNIST is."""
 
 
 def load_data(recipe: Recipe) -> TrainingData:
@@ -30,14 +32,17 @@ def load_data(recipe: Recipe) -> TrainingData:
         return training_data(data.load_digits())
     if source.name == "fashion-mnist":
         return training_data(data.load_fashion_mnist(source.folder or data.FASHION_MNIST_FOLDER))
+    if source.name in _TORCHVISION and not (Path(source.folder) / source.name).exists():
+        folder = Path(source.folder or source.name)
+        inner = folder / _TORCHVISION[source.name]
+        return training_data(data.load_idx(inner if inner.is_dir() else folder, classes=10))
     if source.name not in _EVENTS:
         return training_data(data.load_images(Path(source.folder) / source.name))
     kind, sensor = _EVENTS[source.name]
     frames = data.Frames(
         recipe.network.steps, sensor, source.frame_size or None, by=source.frames, values=source.values
     )
-    folder = source.folder or source.name
-    parts: list[Any] = [kind(folder, train=train, transform=frames) for train in (True, False)]
+    parts: list[Any] = [kind(source.folder or source.name, train=train, transform=frames) for train in (True, False)]
     classes = parts[0].classes
     if source.name == "dvs-gesture":  # of which each sample is a part of a large file, slow to read
         parts = [(torch.stack([frames for frames, _ in part]), part.labels) for part in parts]
