@@ -52,12 +52,12 @@ class Denoised(NamedTuple):
     """Of each image, int64 [...]."""
     converged: Tensor
     """Whether each image reached the tolerance, bool [...]."""
-    gap: Tensor
-    """The duality gap over the objective, float64 [...]: at most that part of it lies above the minimum. Infinite for
-    ``method="seed"``, which proves nothing."""
     trace: DenoisingTrace
     state: DenoisingState | None
     """None for ``method="seed"``."""
+    gap: Tensor
+    """The duality gap over the objective, float64 [...]: at most that part of it lies above the minimum. Infinite for
+    ``method="seed"``, which proves nothing."""
 
 
 def tv_objective(
@@ -280,7 +280,7 @@ def denoise_tv(
         values.reshape(layout.batch) for values in (result.iterations, result.converged, result.gap)
     )
     traced = DenoisingTrace(objective, primal, dual, *errors)
-    return Denoised(pixels, iterations, converged, gap, traced, result.state)
+    return Denoised(pixels, iterations, converged, traced, result.state, gap)
 
 
 def to_float(image: Tensor) -> Tensor:
