@@ -7,7 +7,8 @@ from torch import Tensor
 
 from bench.contenders import on_cpu
 from bench.harness import DEVICE, Contender, Function, over
-from srm_triton.denoise import Fidelity, denoise_tv, tv_objective
+from srm_triton.denoise import denoise_tv, tv_objective
+from srm_triton.ops.shrink import Fidelity
 
 SHAPE = {"height": 512, "width": 512}
 # Gaussian noise of 0.1, and 10 % salt and pepper: the noise that each fidelity is for
@@ -43,7 +44,7 @@ def test_denoise(measure, shrink, name):
         return lambda x: denoise_tv(x, weight, fidelity, tolerance=0, max_iterations=steps)
 
     def scikit_image() -> Function:
-        """`denoise_tv_bregman`, anisotropic, default tolerance: for l2 the same sum but for the edges; no l1."""
+        """`denoise_tv_bregman`, anisotropic, default tolerance: for l2 the same sum; no l1."""
         return on_cpu(lambda x: denoise_tv_bregman(x, weight=2 / weight, isotropic=False))
 
     def seed() -> Function:

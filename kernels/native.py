@@ -42,9 +42,9 @@ class _Step(ctypes.Structure):
     """`Step` of shrink.c, field by field."""
 
     _fields_ = _fields(
-        (ctypes.c_int64, "samples kinds channels height width band"),
-        (ctypes.c_double, "weight relaxation"),
-        (ctypes.c_void_p, "estimate image penalty splits target above scratch squares"),
+        (ctypes.c_int64, "samples kinds channels height width band mirrored"),
+        (ctypes.c_double, "relaxation"),
+        (ctypes.c_void_p, "estimate image penalty weight splits target above scratch squares"),
         (ctypes.c_longlong, "bands_taken workers"),
     )
 
@@ -53,9 +53,29 @@ class _Poisson(ctypes.Structure):
     """`Poisson` of poisson.c, field by field."""
 
     _fields_ = _fields(
-        (ctypes.c_int64, "planes channels height columns"),
-        (ctypes.c_void_p, "reach decay gain cycle values"),
+        (ctypes.c_int64, "planes channels height columns mirrored"),
+        (ctypes.c_void_p, "reach decay gain cycle mirror turn values"),
         (ctypes.c_longlong, "tiles_taken"),
+    )
+
+
+class _Cosine(ctypes.Structure):
+    """`Cosine` of cosine.c, field by field."""
+
+    _fields_ = _fields(
+        (ctypes.c_int64, "rows width back"),
+        (ctypes.c_void_p, "source ordered scratch"),
+        (ctypes.c_longlong, "chunks_taken workers"),
+    )
+
+
+class _Variation(ctypes.Structure):
+    """`Variation` of variation.c, field by field."""
+
+    _fields_ = _fields(
+        (ctypes.c_int64, "samples kinds channels height width l1 mirrored"),
+        (ctypes.c_void_p, "estimate image splits weight range scratch sums"),
+        (ctypes.c_longlong, "chunks_taken workers"),
     )
 
 
@@ -76,7 +96,10 @@ class _Levels(ctypes.Structure):
     _fields_ = _fields((ctypes.c_int64, "count bits levels"), (ctypes.c_void_p, "values table codes"))
 
 
-_STRUCTURES = {"srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson, "levels": _Levels}
+_STRUCTURES = {
+    "srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson, "cosine": _Cosine,
+    "variation": _Variation, "levels": _Levels,
+}  # fmt: skip
 _LAYOUTS = {"srm_scan": 3, "batch_norm": 3}  # numbers that a source states, where they are more than one
 
 
@@ -365,9 +388,10 @@ def bregman_step(
     image: torch.Tensor,
     splits: torch.Tensor,
     penalty: torch.Tensor,
+    weight: torch.Tensor,
     target: torch.Tensor,
-    weight: float,
     relaxation: float,
+    mirrored: bool,
 ) -> torch.Tensor:
     """Advances `splits` in place and fills `target`; arguments as kernels/shrink.py.
 
@@ -378,11 +402,12 @@ def bregman_step(
     threads = _number_of_threads(image)
     band = -(-height * samples * channels // (_BANDS * threads))
     step = _Step(samples, splits.shape[1], channels, height, width, min(band, height) if threads > 1 else height)
-    step.weight, step.relaxation = weight, relaxation
+    step.relaxation, step.mirrored = relaxation, mirrored
     above = image.new_empty(samples * channels * -(-height // step.band), width)
     scratch = image.new_empty(threads, 4, width + 1)
     squares = image.new_empty(samples, channels * height, 4, dtype=torch.float64)
-    step.estimate, step.image, step.penalty = estimate.data_ptr(), image.data_ptr(), penalty.data_ptr()
+    step.estimate, step.image = estimate.data_ptr(), image.data_ptr()
+    step.penalty, step.weight = penalty.data_ptr(), weight.data_ptr()
     step.splits, step.target, step.above = splits.data_ptr(), target.data_ptr(), above.data_ptr()
     step.scratch, step.squares = scratch.data_ptr(), squares.data_ptr()
     _run("shrink_bregman", step, image.dtype, threads)
@@ -390,7 +415,13 @@ def bregman_step(
 
 
 def poisson_columns(
-    values: torch.Tensor, reach: torch.Tensor, decay: torch.Tensor, gain: torch.Tensor, cycle: torch.Tensor
+    values: torch.Tensor,
+    reach: torch.Tensor,
+    decay: torch.Tensor,
+    gain: torch.Tensor,
+    cycle: torch.Tensor,
+    mirror: torch.Tensor | None,
+    turn: torch.Tensor | None,
 ) -> None:
     """Solves the systems that the columns are, in place.
 
@@ -399,13 +430,56 @@ def poisson_columns(
         reach: how many rows a value is felt over, int64 [samples, columns], as the others.
         decay: of a value, from row to row.
         gain: what values are multiplied by, twice.
-        cycle: 1 / (1 − decay^height).
+        cycle: 1 / (1 − decay^period).
+        mirror: gain / (1 − decay), of columns with mirrored edges, whose period is twice their height; else None.
+        turn: of each pair of these columns, what turns it before, and back after; complex [columns / 2].
     """
     samples, channels, height, columns = values.shape
-    poisson = _Poisson(
-        samples * channels, channels, height, columns, *map(_pointer, (reach, decay, gain, cycle, values))
-    )
+    pointers = map(_pointer, (reach, decay, gain, cycle, mirror, turn, values))
+    poisson = _Poisson(samples * channels, channels, height, columns, mirror is not None, *pointers)
     _run("poisson_columns", poisson, values.dtype, _number_of_threads(values))
+
+
+def cosine_order(values: torch.Tensor, ordered: torch.Tensor, *, back: bool) -> None:
+    """Fills `ordered` with rows of all even and then, backwards, all odd places; or, with `back`, in order again.
+
+    Both are contiguous; they may be the same.
+    """
+    threads, width = _number_of_threads(values), values.shape[-1]
+    scratch = values.new_empty(threads, width)
+    pointers = map(_pointer, (values, ordered, scratch))
+    _run("cosine_order", _Cosine(values.numel() // width, width, back, *pointers), values.dtype, threads)
+
+
+def variation_sums(
+    estimate: torch.Tensor,
+    image: torch.Tensor,
+    splits: torch.Tensor,
+    weight: torch.Tensor,
+    extremes: torch.Tensor,
+    *,
+    l1: bool,
+    mirrored: bool,
+) -> torch.Tensor:
+    """Objective and bound of each sample, float64 [samples, 2].
+
+    Args:
+        estimate: [samples, channels, height, width], contiguous, float32 or float64, as all of these.
+        image: the noisy image.
+        splits: [samples, kinds, channels, height, width].
+        weight: [samples].
+        extremes: the darkest and the brightest pixel of each channel, [samples, channels, 2].
+        l1: whether the fidelity is the sum of magnitudes, else of squares.
+        mirrored: whether edges are.
+    """
+    samples, channels, height, width = image.shape
+    threads = _number_of_threads(image)
+    scratch = image.new_empty(threads, 2, width + 1)
+    sums = image.new_empty(samples, channels * height, 2, dtype=torch.float64)
+    tensors = map(_pointer, (estimate, image, splits, weight, extremes, scratch, sums))
+    variation = _Variation(samples, splits.shape[1], channels, height, width, l1, mirrored, *tensors)
+    _run("variation_sums", variation, image.dtype, threads)
+    return sums.sum(1)
 
 
 def batch_norm_forward(

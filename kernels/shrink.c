@@ -13,8 +13,9 @@
 typedef struct {
     int64_t samples, kinds, channels, height, width;
     int64_t band; /* rows */
-    double weight, relaxation;
-    const void *estimate, *image, *penalty;
+    int64_t mirrored; /* differences across the edges are 0, as their splits are; else images are periodic */
+    double relaxation;
+    const void *estimate, *image, *penalty, *weight; /* the last two: of each sample */
     void *splits, *target;
     void *above;     /* of each band: width values that the row above asks of the next estimate */
     void *scratch;   /* of each worker: 4 times width + 1 values */
@@ -36,6 +37,12 @@ INLINE int find_band(const Step *step, int64_t number, Band *band)
     int64_t left = step->height - band->first;
     band->end = band->first + (left < step->band ? left : step->band);
     return band->plane < step->samples * step->channels;
+}
+
+/* From a row to what is below it. */
+INLINE int64_t to_below(const Step *step, int64_t row)
+{
+    return row < step->height - 1 ? step->width : step->mirrored ? 0 : -row * step->width;
 }
 
 #define REAL float
@@ -93,8 +100,8 @@ static void TYPED(find_above)(const Step *step)
     for (int64_t number = 0; find_band(step, number, &band); number++) {
         REAL penalty = ((const REAL *)step->penalty)[band.plane / step->channels];
         int64_t row = (band.first ? band.first : step->height) - 1;
-        const REAL *below = (const REAL *)step->estimate + (band.plane * step->height + band.first) * step->width;
         const REAL *u = (const REAL *)step->estimate + (band.plane * step->height + row) * step->width;
+        const REAL *below = u + to_below(step, row);
         const REAL *splits = TYPED(splits)(step, band.plane, 1) + row * step->width;
         REAL *restrict above = (REAL *)step->above + number * step->width;
         for (int64_t i = 0; i < step->width; i++) {
@@ -109,23 +116,24 @@ static void TYPED(worker)(void *argument)
 {
     Step *step = argument;
     int64_t width = step->width, number;
-    REAL weight = step->weight, relaxation = step->relaxation;
+    REAL relaxation = step->relaxation;
     REAL *right = (REAL *)step->scratch + 4 * atomic_fetch_add(&step->workers, 1) * (width + 1);
     REAL *restrict along_x = right + width + 1, *restrict along_y = along_x + width + 1;
     REAL *restrict of_residual = along_y + width + 1;
     Band band;
     while (find_band(step, number = atomic_fetch_add(&step->bands_taken, 1), &band)) {
         REAL penalty = ((const REAL *)step->penalty)[band.plane / step->channels];
+        REAL weight = ((const REAL *)step->weight)[band.plane / step->channels];
         const REAL *estimate = (const REAL *)step->estimate + band.plane * step->height * width;
         REAL *restrict above = (REAL *)step->above + number * width;
         for (int64_t y = band.first; y < band.end; y++) {
-            const REAL *u = estimate + y * width, *below = estimate + (y + 1) % step->height * width;
+            const REAL *u = estimate + y * width, *below = u + to_below(step, y);
             const REAL *restrict f = (const REAL *)step->image + (band.plane * step->height + y) * width;
             REAL *restrict target = (REAL *)step->target + (band.plane * step->height + y) * width;
             double *squares = step->squares + (band.plane * step->height + y) * 4;
             memset(squares, 0, 4 * sizeof *squares);
             memcpy(right, u + 1, (width - 1) * sizeof *right);
-            right[width - 1] = u[0];
+            right[width - 1] = u[step->mirrored ? width - 1 : 0];
             REAL *splits = TYPED(splits)(step, band.plane, 0) + y * width;
             TYPED(row)(width, penalty, relaxation, right, u, splits, along_x + 1, squares);
             along_x[0] = along_x[width];

@@ -42,12 +42,20 @@ def _advance(split, value, relaxation):
     return new, new - 2 * _clamp(new, 1.0)
 
 
+@triton.jit
+def _difference(later, earlier, penalty, across, MIRRORED: tl.constexpr):
+    if MIRRORED:
+        return tl.where(across, 0.0, penalty * (later - earlier))
+    return penalty * (later - earlier)
+
+
 @triton.jit(do_not_specialize=["rows", "channels", "height"])
 def shrink_bregman_kernel(
     estimate,
     image,
     splits,
     penalty,
+    weight,
     new_splits,
     target,
     rows: tl.int64,
@@ -56,11 +64,12 @@ def shrink_bregman_kernel(
     width: tl.int64,
     constants,
     L1: tl.constexpr,
+    MIRRORED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     accumulator: tl.constexpr = tl.float64 if estimate.dtype.element_ty == tl.float64 else tl.float32
-    weight, relaxation = launch.convert(constants, accumulator)
+    (relaxation,) = launch.convert(constants, accumulator)
     kinds: tl.constexpr = 3 if L1 else 2  # of splits: along x, along y, and of the residual
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]  # of all planes
     column = tl.program_id(1).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -88,11 +97,12 @@ def shrink_bregman_kernel(
     y_here = _load(splits + along_y, here, inside)
     y_above = _load(splits + along_y, above, inside)
     penalty = _load(penalty, sample, row < rows)
+    weight = _load(weight, sample, row < rows)
 
-    x_new, x_wanted = _advance(x_here, penalty * (u_right - u), relaxation)
-    _, x_wanted_left = _advance(x_left, penalty * (u - u_left), relaxation)
-    y_new, y_wanted = _advance(y_here, penalty * (u_below - u), relaxation)
-    _, y_wanted_above = _advance(y_above, penalty * (u - u_above), relaxation)
+    x_new, x_wanted = _advance(x_here, _difference(u_right, u, penalty, column == width - 1, MIRRORED), relaxation)
+    _, x_wanted_left = _advance(x_left, _difference(u, u_left, penalty, column == 0, MIRRORED), relaxation)
+    y_new, y_wanted = _advance(y_here, _difference(u_below, u, penalty, y == height - 1, MIRRORED), relaxation)
+    _, y_wanted_above = _advance(y_above, _difference(u, u_above, penalty, y == 0, MIRRORED), relaxation)
     divergence = (x_wanted_left - x_wanted) + (y_wanted_above - y_wanted)
     tl.store(new_splits + along_x + here, x_new, mask=inside)
     tl.store(new_splits + along_y + here, y_new, mask=inside)
@@ -120,10 +130,11 @@ def bregman_step(
     image: torch.Tensor,
     splits: torch.Tensor,
     penalty: torch.Tensor,
+    weight: torch.Tensor,
     new_splits: torch.Tensor,
     target: torch.Tensor,
-    weight: float,
     relaxation: float,
+    mirrored: bool,
 ) -> None:
     """Fills `new_splits` and `target`.
 
@@ -132,10 +143,11 @@ def bregman_step(
         image: the noisy image.
         splits: [samples, kinds, channels, height, width]; 3 kinds for the L1 norm of the residual, else 2.
         penalty: [samples].
+        weight: of the total variation, [samples].
         new_splits: as `splits`, in other memory.
         target: right-hand side of the next estimate.
-        weight: of the total variation.
         relaxation: of the step.
+        mirrored: whether differences across the edges are 0, as their splits must be; else images are periodic.
     """
     samples, channels, height, width = image.shape
     rows = samples * channels * height
@@ -146,7 +158,7 @@ def bregman_step(
         raise ValueError(f"image must be at most {MOST_COLUMNS * launch.MAX_GRID_Y} wide, got {width}")
     with launch.device_of(image):
         shrink_bregman_kernel[triton.cdiv(rows, block_rows), columns](
-            estimate, image, splits, penalty, new_splits, target, rows, channels, height, width,
-            launch.scalars(image.dtype, (weight, relaxation)),
-            L1=splits.shape[1] == 3, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
+            estimate, image, splits, penalty, weight, new_splits, target, rows, channels, height, width,
+            launch.scalars(image.dtype, (relaxation,)),
+            L1=splits.shape[1] == 3, MIRRORED=mirrored, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
         )  # fmt: skip

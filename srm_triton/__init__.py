@@ -16,7 +16,7 @@ with warnings.catch_warnings():  # torch says so whenever it is imported; NumPy 
 
 from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
-from srm_triton.denoise import Denoised, DenoisingState, DenoisingTrace, denoise_tv, tv_objective
+from srm_triton.denoise import Denoised, DenoisingTrace, denoise_tv, tv_objective
 from srm_triton.diagnosis import Watcher, watch
 from srm_triton.encoders import encode_direct, encode_latency, encode_rate
 from srm_triton.initialization import calibrate_gain, time_constants
@@ -47,6 +47,7 @@ from srm_triton.regression import ConvergenceWarning, LinearRegression, MSEGradi
 from srm_triton.resnet import ResNet18_2D, SpikingResNet18_2D
 from srm_triton.sparse_code import SparseRepresentation, SparseStatistics, sparse_encode, sparse_statistics
 from srm_triton.sparse_linear import SparseLinear
+from srm_triton.split_bregman import DenoisingState
 
 __version__ = "0.2.0"
 

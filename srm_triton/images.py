@@ -1,75 +1,178 @@
 """Image files as tensors. They need Pillow."""
 
+import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from srm_triton.files import write_atomically
 
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
 _MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
 _OPAQUE = {"L": "LA", "RGB": "RGBA"}  # and what a colour that stands for transparency makes of them
+_QUALITY = 95  # of formats that lose some, in Pillow's units
 
 
-class ImageFile(NamedTuple):
-    """What a file holds."""
+@dataclass(frozen=True)
+class ImageFile:
+    """What a file, or one of its pages, holds."""
 
     pixels: Tensor
-    """[channels, height, width], uint8 or uint16; 1 channel (grey) or 3 (red, green, blue)."""
-    opacity: Tensor | None
+    """[channels, height, width], uint8, uint16, int32 or float32; 1 channel (grey) or 3 (red, green, blue)."""
+    opacity: Tensor | None = None
     """[height, width], uint8; None where there is none."""
+    profile: bytes | None = None
+    """What its colours mean: an ICC profile."""
+
+    @property
+    def white(self) -> float:
+        """The value of white: the largest of 8 or 16 bits; of others the largest magnitude there is, or 1 if less."""
+        if self.pixels.dtype in (torch.uint8, torch.uint16):
+            return torch.iinfo(self.pixels.dtype).max
+        return max(1.0, float(self.pixels.double().abs().max()))
+
+    @property
+    def visible(self) -> Tensor | None:
+        """Which pixels are not wholly transparent, bool [height, width]; None for all."""
+        return None if self.opacity is None or bool(self.opacity.all()) else self.opacity > 0
 
 
-def read_image(path: Path) -> ImageFile:
-    """Reads an image file of any kind that Pillow knows, the right way up, in 8 or 16 bits.
+def read_images(path: Path) -> list[ImageFile]:
+    """Reads all pages of an image file of any kind that Pillow knows, the right way up.
 
     Raises:
         ModuleNotFoundError: without Pillow.
         OSError: if there is no such file, or it is no image.
-        ValueError: if the file is damaged or too large for Pillow, or its values are no integers of 16 bits.
+        ValueError: if the file is damaged or too large for Pillow.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageSequence
 
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            mode = _MODES.get(image.mode, image.mode)
-            if "transparency" in image.info:
-                mode = _OPAQUE.get(mode, mode)
-            levels = np.array(image if mode[0] in "IF" else image.convert(mode))
+            return [_read_page(page) for page in ImageSequence.Iterator(file)]
     except (SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken and for huge files
         raise ValueError(f"{path}: {error}") from error
-    if levels.dtype != np.uint8:
-        if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"{path}: must hold integers from 0 to 65535, got {levels.dtype} of mode {mode}")
-        levels = levels.astype(np.uint16)
+
+
+def read_image(path: Path) -> ImageFile:
+    """Reads an image file of one page in 8 or 16 bits.
+
+    Raises:
+        ModuleNotFoundError: without Pillow.
+        OSError: if there is no such file, or it is no image.
+        ValueError: if the file is damaged or too large for Pillow, has several pages, or its values are no integers of
+            16 bits.
+    """
+    image, *others = read_images(path)
+    if others:
+        raise ValueError(f"{path}: must hold one page, got {1 + len(others)}")
+    if image.pixels.dtype not in (torch.uint8, torch.uint16):
+        raise ValueError(f"{path}: must hold integers from 0 to 65535, got {image.pixels.dtype}")
+    return image
+
+
+def _read_page(page: "Pillow.Image") -> ImageFile:
+    import numpy as np
+    from PIL import ImageCms, ImageOps
+
+    image = ImageOps.exif_transpose(page)
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("CMYK", "LAB"):  # it says nothing of the colours that they become
+        meaning = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, meaning, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert converted is not None
+        image, profile = converted, None
+    mode = _MODES.get(image.mode, image.mode)
+    if "transparency" in image.info:
+        mode = _OPAQUE.get(mode, mode)
+    levels = np.array(image if mode[0] in "IF" else image.convert(mode))
+    if levels.dtype.kind in "iu" and levels.dtype != np.uint8:
+        small = levels.min() >= 0 and levels.max() <= np.iinfo(np.uint16).max
+        levels = levels.astype(np.uint16 if small else np.int32)
     values = torch.from_numpy(levels)
     if values.dim() == 2:
-        return ImageFile(values[None], None)
+        return ImageFile(values[None], profile=profile)
     *channels, last = values.unbind(2)
     if len(channels) in (1, 3):  # grey or colours, and opacity
-        return ImageFile(torch.stack(channels), last)
-    return ImageFile(torch.stack((*channels, last)), None)
+        return ImageFile(torch.stack(channels), last, profile)
+    return ImageFile(torch.stack((*channels, last)), profile=profile)
 
 
-def write_png(path: Path, pixels: Tensor, like: ImageFile) -> None:
-    """Writes numbers between 0 and 1 (others are cut off) in as many bits as an image has, with its opacity.
+def write_images(path: Path, pages: list[Tensor], like: list[ImageFile]) -> None:
+    """Writes pages of numbers, 1 for white, in the numbers, with the opacity and the profile that images have.
+
+    Numbers of 8 and 16 bits are cut off at black and white. Under full transparency all stays.
 
     Args:
-        path: of the file.
-        pixels: floating point, in the shape of `like.pixels`.
-        like: the image.
+        path: of the file, whose ending says its format.
+        pages: floating point, each in the shape of an image's pixels.
+        like: the images.
 
     Raises:
         ModuleNotFoundError: without Pillow.
         OSError: if the file cannot be written.
+        ValueError: if it cannot hold such images.
+    """
+    check_format(path, like)
+    first, *rest = [_to_pillow(page, image) for page, image in zip(pages, like, strict=True)]
+    more: dict[str, Any] = {"save_all": True, "append_images": rest} if rest else {}
+    write_atomically(path, lambda temporary: first.save(temporary, **_options(path, like[0]), **more))
+
+
+def check_format(path: Path, images: list[ImageFile]) -> None:
+    """Checks that a file of that name can hold such images.
+
+    Raises:
+        ModuleNotFoundError: without Pillow.
+        ValueError: if it cannot.
     """
     from PIL import Image
 
-    wide = like.pixels.dtype == torch.uint16
-    levels = (pixels.cpu().double().clamp(0, 1) * (65535 if wide else 255)).round().to(torch.int32)
-    planes = [*levels, *([] if like.opacity is None else [like.opacity])]
-    values = torch.stack(planes, 2).squeeze(2).numpy().astype("uint16" if wide else "uint8")
-    write_atomically(path, lambda temporary: Image.fromarray(values).save(temporary, format="PNG"))
+    formats = Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{path}: must end with .png, .jpg, .tif, .webp or another format that Pillow writes")
+    if len(images) > 1 and formats[path.suffix.lower()] != "TIFF":
+        raise ValueError(f"{path}: must end with .tif, the format for the {len(images)} pages that there are")
+    for image in images:
+        pixel = ImageFile(image.pixels[:, :1, :1], None if image.opacity is None else image.opacity[:1, :1])
+        sample = _to_pillow(torch.zeros(pixel.pixels.shape), pixel)
+        buffer, reason = io.BytesIO(), "it would lose bits"
+        try:
+            sample.save(buffer, **_options(path, pixel))
+            held = sample.mode[0] not in "IF" or Image.open(buffer).mode == sample.mode
+        except (OSError, KeyError, ValueError) as error:
+            held, reason = False, str(error)
+        if not held:
+            raise ValueError(
+                f"{path}: cannot hold an image of mode {sample.mode} ({reason}); .tif can, and .png up to 16 bits"
+            )
+
+
+def _options(path: Path, image: ImageFile) -> dict[str, Any]:
+    from PIL import Image
+
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    options: dict[str, Any] = {"format": kind, "icc_profile": image.profile}
+    return options | ({"quality": _QUALITY} if kind in ("JPEG", "WEBP") else {})
+
+
+def _to_pillow(page: Tensor, image: ImageFile) -> "Pillow.Image":
+    from PIL import Image
+
+    dtype = image.pixels.dtype
+    values = page.cpu().double()
+    if dtype in (torch.uint8, torch.uint16):
+        values = values.clamp(0, 1)
+    values = values * image.white
+    if dtype != torch.float32:
+        values = values.round().clamp(torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    levels = values.to(dtype)
+    if image.visible is not None:
+        levels = levels.where(image.visible, image.pixels)
+    planes = [*levels, *([] if image.opacity is None else [image.opacity])]
+    return Image.fromarray(torch.stack(planes, 2).squeeze(2).numpy())

@@ -18,7 +18,7 @@ from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.poisson import PoissonEquation
-from srm_triton.ops.shrink import bregman_step, soft_threshold
+from srm_triton.ops.shrink import Edges, Fidelity, Splitting, bregman_step, soft_threshold
 from srm_triton.ops.srm_scan import Gradient, check_gradient, scan, srm_scan, srm_trace
 from srm_triton.parameters import SRMParameters, SRMState
 
@@ -155,11 +155,17 @@ def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
         yield "soft_threshold", shape, _soft_threshold(normal(shape))
     if dtype in (torch.float64, torch.float32):  # in which images of half precision are computed too
         for shape in _IMAGE_SHAPES:
-            for kinds, fidelity in ((2, "l2"), (3, "l1")):
+            cases: tuple[tuple[int, Fidelity], ...] = ((2, "l2"), (3, "l1"))
+            for kinds, fidelity in cases:
                 estimate, image, penalty = normal(shape), normal(shape), normal(shape[:1]).abs() + 0.5
-                splits = normal((shape[0], kinds, *shape[1:]))
-                yield f"denoise_tv step, {fidelity}", shape, _bregman_step(estimate, image, splits, penalty)
-            yield "denoise_tv estimate", shape, _solve_poisson(normal(shape), penalty.double())
+                for edges in get_args(Edges):
+                    splits = normal((shape[0], kinds, *shape[1:]))
+                    if edges == "mirrored":
+                        splits[:, 0, ..., -1] = splits[:, 1, ..., -1, :] = 0
+                    run = _bregman_step(estimate, image, splits, penalty, Splitting(fidelity, edges))
+                    yield f"denoise_tv step, {fidelity}, {edges}", shape, run
+            for edges in get_args(Edges):
+                yield f"denoise_tv estimate, {edges}", shape, _solve_poisson(normal(shape), penalty.double(), edges)
 
 
 class _ScanCase(NamedTuple):
@@ -227,21 +233,22 @@ def _soft_threshold(values: Tensor) -> Operation:
     return lambda: ((), (soft_threshold(values, 0.3),))
 
 
-def _bregman_step(estimate: Tensor, image: Tensor, splits: Tensor, penalty: Tensor) -> Operation:
+def _bregman_step(estimate: Tensor, image: Tensor, splits: Tensor, penalty: Tensor, splitting: Splitting) -> Operation:
     def run() -> tuple[Results, Results]:
         target = torch.empty_like(image)
+        weight = torch.full_like(penalty, 0.4)
         new, _, measure = bregman_step(
-            estimate, image, splits.clone(), penalty, torch.empty_like(splits), target, 0.4, 1.7
-        )  # fmt: skip
+            estimate, image, splits.clone(), penalty, weight, torch.empty_like(splits), target, 1.7, splitting
+        )
         return (), (new, target, *measure())
 
     return run
 
 
-def _solve_poisson(target: Tensor, weight: Tensor) -> Operation:
+def _solve_poisson(target: Tensor, weight: Tensor, edges: Edges) -> Operation:
     def run() -> tuple[Results, Results]:
         height, width = target.shape[-2:]
-        equation = PoissonEquation(torch.full_like(weight, 2), weight, (height, width), target.dtype)
+        equation = PoissonEquation(torch.full_like(weight, 2), weight, (height, width), target.dtype, edges)
         return (), (equation.solve(target),)
 
     return run

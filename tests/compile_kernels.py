@@ -182,7 +182,7 @@ def shrink_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
         image, penalty = torch.empty(2, 3, 64, 256, dtype=dtype), torch.empty(2, dtype=dtype)
         for kinds in (2, 3):
             splits = torch.empty(2, kinds, 3, 64, 256, dtype=dtype)
-            yield partial(shrink.bregman_step, image, image, splits, penalty, splits, image, 0.1, 1.8)
+            yield partial(shrink.bregman_step, image, image, splits, penalty, penalty, splits, image, 1.8, kinds == 3)
 
 
 def launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -83,7 +83,7 @@ NARROW = {
     ("batch_norm_forward_kernel", "parts of adjacent samples"): 10,
     ("batch_norm_backward_partial_kernel", "parts of adjacent samples"): 5,
     ("batch_norm_backward_kernel", "parts of adjacent samples"): 8,
-    ("shrink_bregman_kernel", "images"): 26,  # three of neighbours in a row, for each of 8 elements; the penalty
+    ("shrink_bregman_kernel", "images"): 28,  # three of neighbours in a row, for each of 8 elements; penalty, weight
 }
 
 

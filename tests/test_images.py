@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from test_cli import error_of
 
 from srm_triton import denoise_tv
 from srm_triton.cli import main
-from srm_triton.images import ImageFile, read_image, write_png
+from srm_triton.images import ImageFile, check_format, read_image, read_images, write_images
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_what_is_read_is_written(tmp_path, mode, shape, opaque):
     image = read_image(tmp_path / "in.png")
     assert image.pixels.shape == shape and image.pixels.dtype == torch.uint8
     assert (image.opacity is not None) == opaque
-    write_png(tmp_path / "out.png", image.pixels / 255, image)
+    write_images(tmp_path / "out.png", [image.pixels / 255], [image])
     with Image.open(tmp_path / "out.png") as written:
         assert written.mode == mode
         assert np.array_equal(np.array(written).reshape(levels.shape), levels)
@@ -36,7 +36,7 @@ def test_16_bits(tmp_path):
     Image.fromarray(levels).save(tmp_path / "in.png")
     image = read_image(tmp_path / "in.png")
     assert image.pixels.dtype == torch.uint16 and np.array_equal(image.pixels[0].numpy(), levels)
-    write_png(tmp_path / "out.png", image.pixels.double() / 65535, image)
+    write_images(tmp_path / "out.png", [image.pixels.double() / 65535], [image])
     assert torch.equal(read_image(tmp_path / "out.png").pixels.int(), image.pixels.int())
 
 
@@ -49,11 +49,77 @@ def test_other_modes_are_converted(tmp_path, mode, channels):
     assert channels == 1 or pixels[0].float().mean() > 250 > 5 > pixels[1:].float().mean()
 
 
-@pytest.mark.parametrize("array", [np.full((2, 3), 70000, dtype=np.int32), np.full((2, 3), 0.5, dtype=np.float32)])
-def test_values_of_more_than_16_bits(tmp_path, array):
+@pytest.mark.parametrize(
+    ("array", "white"),
+    [
+        (np.array([[0, 70000], [-140000, 3]], dtype=np.int32), 140000),
+        (np.array([[0.25, 0.5], [-0.5, 0.125]], dtype=np.float32), 1),
+        (np.array([[0.25, 500.0], [-1.0, 2.0**20]], dtype=np.float32), 2**20),
+    ],
+)
+def test_values_of_more_than_16_bits(tmp_path, array, white):
     Image.fromarray(array).save(tmp_path / "in.tiff")
-    with pytest.raises(ValueError, match=f"must hold integers from 0 to 65535, got {array.dtype}"):
+    (image,) = read_images(tmp_path / "in.tiff")
+    assert image.white == white and np.array_equal(image.pixels[0].numpy(), array)
+    write_images(tmp_path / "out.tif", [image.pixels.double() / white], [image])
+    with Image.open(tmp_path / "out.tif") as written:
+        assert np.array_equal(np.array(written), array) and np.array(written).dtype == array.dtype
+    with pytest.raises(ValueError, match=r"in\.tiff: must hold integers from 0 to 65535, got torch\."):
         read_image(tmp_path / "in.tiff")
+    for name in ("out.png", "out.webp", "out.jpg"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot hold an image of mode [IF] .* \.tif can"):
+            check_format(tmp_path / name, [image])
+
+
+def test_every_page_of_a_tiff(tmp_path):
+    pages = [Image.new("L", (5, 4), 10), Image.new("RGB", (3, 2), (1, 2, 3)), Image.new("L", (6, 6), 30)]
+    pages[0].save(tmp_path / "in.tif", save_all=True, append_images=pages[1:])
+    images = read_images(tmp_path / "in.tif")
+    assert [image.pixels.shape for image in images] == [(1, 4, 5), (3, 2, 3), (1, 6, 6)]
+    assert [int(image.pixels.flatten()[0]) for image in images] == [10, 1, 30]
+    write_images(tmp_path / "out.tif", [1 - image.pixels / 255 for image in images], images)
+    assert [int(image.pixels.flatten()[0]) for image in read_images(tmp_path / "out.tif")] == [245, 254, 225]
+    with pytest.raises(ValueError, match=r"out\.png: must end with \.tif, the format for the 3 pages"):
+        check_format(tmp_path / "out.png", images)
+    with pytest.raises(ValueError, match=r"in\.tif: must hold one page, got 3"):
+        read_image(tmp_path / "in.tif")
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.tif", "out.webp"])
+def test_formats_and_profile(tmp_path, name):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "in.png", icc_profile=profile)
+    (image,) = read_images(tmp_path / "in.png")
+    assert image.profile == profile
+    write_images(tmp_path / name, [image.pixels / 255], [image])
+    with Image.open(tmp_path / name) as written:
+        assert written.format == {"jpg": "JPEG", "tif": "TIFF"}.get(name[4:], name[4:].upper())
+        assert written.info["icc_profile"] == profile
+        assert np.abs(np.array(written).astype(int) - [200, 100, 50]).max() <= (3 if name[4:] in ("jpg", "webp") else 0)
+
+
+def test_a_profile_of_other_colours_is_applied(tmp_path):
+    rgb = Image.new("RGB", (4, 4), (200, 100, 50))
+    lab = ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(rgb, ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
+    image.save(tmp_path / "in.tif", icc_profile=ImageCms.ImageCmsProfile(lab).tobytes())
+    (read,) = read_images(tmp_path / "in.tif")
+    assert read.profile is None
+    assert (read.pixels[:, 0, 0].int() - torch.tensor([200, 100, 50])).abs().max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "message"),
+    [
+        (ImageFile(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(2, 2, dtype=torch.uint8)), "o.jpg", "mode RGBA"),
+        (ImageFile(torch.zeros(1, 2, 2, dtype=torch.uint16)), "o.jpeg", "cannot hold an image of mode I;16"),
+        (ImageFile(torch.zeros(1, 2, 2, dtype=torch.uint8)), "o.txt", r"must end with \.png, \.jpg, \.tif, \.webp"),
+        (ImageFile(torch.zeros(1, 2, 2, dtype=torch.uint8)), "o", r"must end with \.png"),
+    ],
+)
+def test_formats_that_cannot_hold_an_image(image, name, message):
+    with pytest.raises(ValueError, match=message):
+        check_format(Path(name), [image])
 
 
 def test_32_bits_that_hold_16(tmp_path):
@@ -85,7 +151,7 @@ def test_damaged_and_huge_files(tmp_path, monkeypatch):
 
 def test_values_beyond_white_and_black_are_cut_off(tmp_path):
     pixels = torch.tensor([[[-1.0, 0.5, 2.0]]])
-    write_png(tmp_path / "out.png", pixels, ImageFile(torch.zeros(1, 1, 3, dtype=torch.uint8), None))
+    write_images(tmp_path / "out.png", [pixels], [ImageFile(torch.zeros(1, 1, 3, dtype=torch.uint8))])
     assert read_image(tmp_path / "out.png").pixels.flatten().tolist() == [0, 128, 255]
 
 
@@ -136,7 +202,17 @@ def test_denoise_passes_its_options_on(capsys, noisy_png):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("noisy.png out.jpg", "out.jpg: must end with .png"),
+        ("noisy.png out.txt", "out.txt: must end with .png, .jpg, .tif, .webp"),
+        ("noisy.png out.png --plot p.jpg", "p.jpg: must end with .png"),
+        (
+            "noisy.png out.png --reference colour.png",
+            "must have the channels, height and width of noisy.png, 1×20×30, got 3×20×30",
+        ),
+        ("noisy.png out.png --reference pages.tif", "pages.tif: must have the 1 pages of noisy.png, got 2"),
+        ("pages.tif out.png", "must end with .tif, the format for the 2 pages"),
+        ("pages.tif out.tif --plot p.png", "--plot: draws one page, and pages.tif has 2"),
+        ("nothing.png out.png", "nothing.png: must have a pixel that is not transparent"),
+        ("nan.tif out.tif", "nan.tif: image must be finite"),
         ("none.png out.png", "No such file"),
         ("text.png out.png", "cannot identify image file"),
         ("noisy.png out.png --weight -1", "weight must be finite and ≥ 0, got -1.0"),
@@ -148,5 +224,49 @@ def test_denoise_passes_its_options_on(capsys, noisy_png):
 def test_bad_input_of_denoise(arguments, message, capsys, noisy_png, monkeypatch):
     monkeypatch.chdir(noisy_png.parent)
     Path("text.png").write_text("no image")
+    Image.new("RGB", (30, 20)).save("colour.png")
+    Image.new("L", (30, 20)).save("pages.tif", save_all=True, append_images=[Image.new("L", (30, 20))])
+    Image.new("LA", (30, 20)).save("nothing.png")
+    Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save("nan.tif")
     assert message in error_of(capsys, ["denoise", *arguments.split()])
     assert not Path("out.png").exists()
+
+
+def test_colour_under_full_transparency_stays_there(noisy_png):
+    """And does not bleed into what is visible."""
+    levels = np.full((20, 20, 4), (10, 20, 30, 255), dtype=np.uint8)
+    levels[:, 10:] = (255, 255, 255, 0)
+    image, out = (noisy_png.with_name(name) for name in ("sprite.png", "out.png"))
+    Image.fromarray(levels).save(image)
+    assert main(["denoise", str(image), str(out), "--weight", "0.5"]) == 0
+    with Image.open(out) as written:
+        assert np.array_equal(np.array(written), levels)
+
+
+def test_denoise_every_page_in_its_own_units(capsys, noisy_png):
+    noisy = read_image(noisy_png).pixels[0].numpy().astype(np.float32)
+    pages = [Image.fromarray(noisy / 255), Image.fromarray(noisy * 1000)]
+    source, out = noisy_png.with_name("in.tif"), noisy_png.with_name("out.tif")
+    pages[0].save(source, save_all=True, append_images=pages[1:])
+    options = ["--isotropic", "--edges", "periodic", "--max-iterations", "10", "--tolerance", "0"]
+    assert main(["denoise", str(source), str(out), "--reference", str(source), *options]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("page 1: 10 iterations, stopped before") and "page 2: 10 iterations" in output
+    assert output.count("peak signal-to-noise ratio inf dB before") == 2
+    first, second = (image.pixels for image in read_images(out))
+    white = float(noisy.max() * 1000)
+    for pixels, image, unit in ((first, noisy / 255, 1.0), (second, noisy * 1000, white)):
+        expected = denoise_tv(
+            torch.from_numpy(image)[None] / unit, 0.15, isotropic=True, edges="periodic", max_iterations=10, tolerance=0
+        )
+        torch.testing.assert_close(pixels / unit, expected, rtol=0, atol=1e-6)
+
+
+def test_colours_whose_edges_lie_together(noisy_png):
+    generator = torch.Generator().manual_seed(0)
+    levels = (torch.rand(3, 12, 12, generator=generator) * 255).byte()
+    source, out = noisy_png.with_name("colour.png"), noisy_png.with_name("out.png")
+    Image.fromarray(levels.permute(1, 2, 0).numpy()).save(source)
+    assert main(["denoise", str(source), str(out), "--coupling", "channels"]) == 0
+    expected = denoise_tv(levels, 0.15, coupling="channels")
+    assert torch.equal(read_image(out).pixels, (expected * 255).round().byte())

@@ -9,7 +9,7 @@ from torch import Tensor
 from srm_triton import use_backend
 from srm_triton.kernels import launch, native
 from srm_triton.kernels import shrink as kernel
-from srm_triton.ops.shrink import _shrink, bregman_step, soft_threshold
+from srm_triton.ops.shrink import Splitting, _shrink, bregman_step, soft_threshold
 
 BACKENDS = ("reference", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -122,61 +122,124 @@ def test_bad_input(values, threshold, error, message):
 SHAPES = [(1, 1, 1, 1), (1, 1, 1, 5), (2, 1, 4, 1), (2, 3, 5, 7), (1, 2, 2, 2), (3, 1, 2, 300), (1, 1, 40, 33)]
 
 
-def step_by_step(u, f, d, b, penalty, weight, relaxation):
+def forward_differences(u, edges):
+    """Along x, along y and, in volumes, along z."""
+    for axis in range(-1, 1 - u.ndim, -1):
+        difference = np.roll(u, -1, axis) - u
+        if edges == "mirrored":
+            np.moveaxis(difference, axis, -1)[..., -1] = 0
+        yield difference
+
+
+def shrunk(values, kind, penalty, coupled, fidelity, known):
+    """The minimum over d of its norm + penalty/2·(d − values)², for splits of a kind."""
+    if kind == "residual" and fidelity == "l2":
+        result = values * penalty / (penalty + 2)
+    elif kind == "residual" or not coupled:
+        result = np.sign(values) * np.maximum(np.abs(values) - 1 / penalty, 0)
+    else:
+        size = np.sqrt((values**2).sum(coupled, keepdims=True))
+        result = values * np.maximum(size - 1 / penalty, 0) / np.where(size > 0, size, 1)
+    return np.where(known, result, values) if kind == "residual" else result
+
+
+def step_by_step(u, f, d, b, penalty, weight, relaxation, splitting):
     """The step as textbooks write it, with splits d and Bregman variables b in units of their own, in NumPy."""
-    p = penalty[:, None, None, None]
-    values = [np.roll(u, -1, 3) - u, np.roll(u, -1, 2) - u, u - f][: d.shape[1]]
-    new_d, new_b = np.empty_like(d), np.empty_like(b)
-    for kind, value in enumerate(values):
-        relaxed = relaxation * value + (1 - relaxation) * d[:, kind]
-        magnitude = np.abs(relaxed + b[:, kind])
-        new_d[:, kind] = np.sign(relaxed + b[:, kind]) * np.maximum(magnitude - 1 / p, 0)
-        new_b[:, kind] = b[:, kind] + relaxed - new_d[:, kind]
-    x, y = p * (new_d - new_b)[:, 0], p * (new_d - new_b)[:, 1]
-    target = weight * (np.roll(x, 1, 3) - x + np.roll(y, 1, 2) - y)
-    if d.shape[1] == 3:
-        return new_d, new_b, target + p * f + p * (new_d - new_b)[:, 2]
-    return new_d, new_b, target + 2 * f
+    directions, ones = u.ndim - 2, [1] * (u.ndim - 1)
+    p, known = penalty.reshape(-1, 1, *ones), True if splitting.known is None else splitting.known.numpy()[:, None]
+    values = np.stack([*forward_differences(u, splitting.edges), u - f][: d.shape[1]], 1)
+    relaxed = relaxation * values + (1 - relaxation) * d
+    parts = [("difference", slice(0, directions)), ("residual", slice(directions, None))]
+    new_d = np.concatenate(
+        [shrunk((relaxed + b)[:, part], kind, p, splitting.coupled, splitting.fidelity, known) for kind, part in parts],
+        axis=1,
+    )
+    new_b = b + relaxed - new_d
+    wanted = p * (new_d - new_b)
+    target = weight.reshape(-1, *ones) * sum(
+        np.roll(wanted[:, kind], 1, -1 - kind) - wanted[:, kind] for kind in range(directions)
+    )
+    if d.shape[1] > directions:
+        return new_d, new_b, values, target + p[:, 0] * f + wanted[:, -1]
+    return new_d, new_b, values, target + 2 * f
 
 
-@pytest.mark.parametrize(("shape", "kinds", "relaxation"), list(zip(SHAPES, cycle((2, 3)), cycle((1.0, 1.7, 0.0)))))
-def test_step_equals_the_textbook(step_backend, kinds, shape, relaxation, device):
-    generator = np.random.default_rng(shape[-1])
-    samples, channels, height, width = shape
-    u, f = generator.normal(size=(2, *shape))
-    penalty = generator.uniform(0.5, 2, samples)
-    p = penalty[:, None, None, None, None]
-    v = 2 * generator.normal(size=(samples, kinds, channels, height, width))
-    b = np.clip(v, -1, 1) / p
-    d = v / p - b
-    new_d, new_b, expected = step_by_step(u, f, d, b, penalty, 0.3, relaxation)
+def case(shape, kinds, splitting):
+    """Arguments of a step, in float64: estimate, image, splits, penalty, weight."""
+    generator = torch.Generator().manual_seed(shape[-1])
+    estimate, image = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    penalty, weight = torch.rand(2, shape[0], generator=generator, dtype=torch.float64) + 0.3
+    splits = 2 * torch.randn(shape[0], kinds, *shape[1:], generator=generator, dtype=torch.float64)
+    if splitting.edges == "mirrored":
+        for kind in range(len(shape) - 2):
+            splits[:, kind].select(-1 - kind, -1).zero_()
+    return estimate, image, splits, penalty, weight
 
-    estimate, image, splits, penalty = (torch.from_numpy(array).to(device) for array in (u, f, v.copy(), penalty))
+
+def check_step(arguments, relaxation, splitting, device, *, in_place=None):
+    u, f, v, penalty, weight = (tensor.numpy() for tensor in arguments)
+    samples, p = len(u), penalty.reshape(-1, *[1] * u.ndim)
+    known = True if splitting.known is None else splitting.known.numpy()[:, None]
+    directions = u.ndim - 2
+    d = np.concatenate(
+        [
+            shrunk(v[:, part] / p, kind, p, splitting.coupled, splitting.fidelity, known)
+            for kind, part in (("difference", slice(0, directions)), ("residual", slice(directions, None)))
+        ],
+        axis=1,
+    )
+    new_d, new_b, values, expected = step_by_step(u, f, d, v / p - d, penalty, weight, relaxation, splitting)
+    estimate, image, splits, penalty, weight = (tensor.to(device, copy=True) for tensor in arguments)
     work, target = torch.full_like(splits, NAN), torch.full_like(image, NAN)
-    new, other, measure = bregman_step(estimate, image, splits, penalty, work, target, 0.3, relaxation)
+    new, other, measure = bregman_step(
+        estimate, image, splits, penalty, weight, work, target, relaxation, splitting
+    )  # fmt: skip
     assert {new.data_ptr(), other.data_ptr()} == {splits.data_ptr(), work.data_ptr()}
-    assert new.data_ptr() == splits.data_ptr() or step_backend != "native"  # in place
+    assert new.data_ptr() == splits.data_ptr() or not in_place
     tolerance = {"rtol": 0, "atol": 1e-13 * max(1, np.abs(v).max())}
     np.testing.assert_allclose(new.cpu().numpy(), p * (new_d + new_b), **tolerance)
     np.testing.assert_allclose(target.cpu().numpy(), expected, **tolerance)
     assert np.array_equal(estimate.cpu().numpy(), u) and np.array_equal(image.cpu().numpy(), f)
     if relaxation > 0:
-        values = [np.roll(u, -1, 3) - u, np.roll(u, -1, 2) - u, u - f][:kinds]
-        parts = (p * (new_d - np.stack(values, 1)), p * (new_d - d), p * new_d, p * new_b)
+        parts = (p * (new_d - values), p * (new_d - d), p * new_d, p * new_b)
         for size, part in zip(measure(), parts, strict=True):
             expected = np.sqrt((part**2).reshape(samples, -1).sum(1))
             np.testing.assert_allclose(size.cpu().numpy(), expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("edges", ["mirrored", "periodic"])
+@pytest.mark.parametrize(("shape", "kinds", "relaxation"), list(zip(SHAPES, cycle((2, 3)), cycle((1.0, 1.7, 0.0)))))
+def test_step_equals_the_textbook(step_backend, kinds, shape, relaxation, edges, device):
+    splitting = Splitting("l1" if kinds == 3 else "l2", edges)
+    check_step(case(shape, kinds, splitting), relaxation, splitting, device, in_place=step_backend == "native")
+
+
+@pytest.mark.parametrize("edges", ["mirrored", "periodic"])
+@pytest.mark.parametrize(
+    ("shape", "fidelity", "coupled", "masked"),
+    [
+        ((2, 3, 5, 7), "l2", (1,), False),
+        ((2, 3, 5, 7), "l1", (2,), False),
+        ((2, 3, 5, 7), "l2", (1, 2), True),
+        ((2, 1, 5, 7), "l2", (), True),
+        ((2, 2, 5, 7), "l1", (), True),
+        ((2, 2, 3, 4, 5), "l2", (), False),
+        ((1, 2, 3, 4, 5), "l1", (1, 2), True),
+    ],
+)
+def test_variants_of_the_step_equal_the_textbook(shape, fidelity, coupled, masked, edges, device):
+    known = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.6 if masked else None
+    splitting = Splitting(fidelity, edges, coupled, known)
+    check_step(case(shape, len(shape) - 2 + (fidelity == "l1" or masked), splitting), 1.7, splitting, device)
+
+
 def test_step_in_float32(step_backend, device):
-    generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(2, 1, 6, 9)] * 2]
-    splits, penalty = torch.randn(2, 3, 1, 6, 9, generator=generator, dtype=torch.float64), torch.rand(2).double() + 1
+    splitting = Splitting("l1", "mirrored")
     results = []
     for dtype in (torch.float64, torch.float32):
-        arguments = [tensor.to(device, dtype, copy=True) for tensor in (*tensors, splits, penalty)]
+        arguments = [tensor.to(device, dtype, copy=True) for tensor in case((2, 1, 6, 9), 3, splitting)]
         work, target = torch.empty_like(arguments[2]), torch.empty_like(arguments[0])
-        new, _, measure = bregman_step(*arguments, work, target, 0.3, 1.8)
+        new, _, measure = bregman_step(*arguments, work, target, 1.8, splitting)
         assert new.dtype == target.dtype == dtype
         results.append([part.cpu().double() for part in (new, target, *measure())])
     for exact, rounded in zip(*results, strict=True):
@@ -184,21 +247,23 @@ def test_step_in_float32(step_backend, device):
 
 
 @pytest.mark.skipif("native" not in STEP_BACKENDS, reason="the C library is missing or serves no GPU")
+@pytest.mark.parametrize("edges", ["mirrored", "periodic"])
 @pytest.mark.parametrize("shape", [(1, 1, 257, 131), (2, 3, 5, 2000), (1, 1, 1, 40000), (1, 1, 40000, 1)])
-def test_every_number_of_threads_gives_the_same(shape, number_of_threads):
+def test_every_number_of_threads_gives_the_same(shape, edges, number_of_threads):
     """However images are cut into bands, whose first rows need splits that another thread advances."""
     kinds = 2 if shape[1] == 3 else 3
-    generator = torch.Generator().manual_seed(0)
-    estimate, image = torch.randn(2, *shape, generator=generator)
-    splits, penalty = torch.randn(shape[0], kinds, *shape[1:], generator=generator), torch.rand(shape[0]) + 0.5
-    assert image.numel() >= native._PARALLEL_FROM
+    splitting = Splitting("l1" if kinds == 3 else "l2", edges)
+    arguments = [tensor.float() for tensor in case(shape, kinds, splitting)]
+    assert arguments[0].numel() >= native._PARALLEL_FROM
     results = []
     for backend, threads in (("reference", 1), *(("native", threads) for threads in (1, 2, 3, 7))):
         number_of_threads(threads)
         with use_backend(backend):
+            estimate, image, splits, penalty, weight = (tensor.clone() for tensor in arguments)
             target = torch.empty_like(image)
-            arguments = (estimate, image, splits.clone(), penalty, torch.empty_like(splits), target, 0.3, 1.5)
-            new, _, measure = bregman_step(*arguments)
+            new, _, measure = bregman_step(
+                estimate, image, splits, penalty, weight, torch.empty_like(splits), target, 1.5, splitting
+            )
             results.append((new, target, *measure()))
     for expected, result in zip(results[0], results[1], strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
@@ -208,4 +273,4 @@ def test_every_number_of_threads_gives_the_same(shape, number_of_threads):
 def test_images_that_are_too_wide_for_a_grid():
     wide = torch.empty(1, 1, 1, kernel.MOST_COLUMNS * launch.MAX_GRID_Y + 1, device="meta")
     with pytest.raises(ValueError, match="image must be at most 16776960 wide, got 16776961"):
-        kernel.bregman_step(wide, wide, wide[None], torch.empty(1), wide[None], wide, 1.0, 1.0)
+        kernel.bregman_step(wide, wide, wide[None], torch.empty(1), torch.empty(1), wide[None], wide, 1.0, True)

@@ -6,7 +6,7 @@ import torch
 from skimage import data
 
 from srm_triton import denoise_tv
-from srm_triton.denoise import Fidelity
+from srm_triton.ops.shrink import Fidelity
 from srm_triton.plots import plot_denoising
 
 

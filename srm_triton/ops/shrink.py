@@ -4,7 +4,7 @@
 
 It is the proximal map of t·|·|, and so the nonlinearity of sparse codes; its derivative is 1 where it is not 0, else 0.
 
-Total-variation denoising minimises over images u, with periodic differences ∂x and ∂y,
+Total-variation denoising minimises over images u, with differences of neighbours ∂x and ∂y,
 
     F(u − f) + λ·(‖∂x u‖₁ + ‖∂y u‖₁)        F = ‖·‖₁ or ‖·‖₂²
 
@@ -17,15 +17,21 @@ penalty·b = v − S₁(v). With g = penalty·(∂x u, ∂y u, u − f), a step 
     target = 2f + λ·(∂xᵀ w_x + ∂yᵀ w_y)                 F = ‖·‖₂²
     target = penalty·f + w_f + λ·(∂xᵀ w_x + ∂yᵀ w_y)    F = ‖·‖₁
 
-and the next estimate u solves a linear system with that right-hand side (`srm_triton/ops/poisson.py`). One stem serves
-both, as a step is the soft threshold of each split, and the kernels share how they compute it.
+and the next estimate u solves a linear system with that right-hand side (`srm_triton/ops/poisson.py`). Beyond its edges
+an image repeats itself, or is its mirror image: differences across them are then 0, and their splits, once 0, stay so.
+One stem serves both, as a step is the soft threshold of each split, and the kernels share how they compute it.
+
+Variants change S₁ only. Where differences are coupled, the norm of several at a pixel takes the place of a magnitude:
+S₁(v) = v − v / max(‖v‖, 1). Where pixels are unknown, u − f is split off for F = ‖·‖₂² too, by S(v) = v·penalty /
+(penalty + 2), and S(v) = v at unknown pixels. Kernels serve images without them; variants, and volumes, take the eager
+reference.
 
 Sources: Goldstein and Osher, "The Split Bregman Method for L1-Regularized Problems", SIAM J. Imaging Sciences 2009;
 relaxation: Eckstein and Bertsekas, Mathematical Programming 1992.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +41,9 @@ from srm_triton.checks import check_number, check_tensor
 from srm_triton.functions import Function, custom_op, fake_of
 from srm_triton.kernels import native
 from srm_triton.kernels.layout import accumulator_dtype
+
+Edges = Literal["mirrored", "periodic"]
+Fidelity = Literal["l1", "l2"]
 
 # Soft threshold
 
@@ -111,17 +120,28 @@ def soft_threshold(values: Tensor, threshold: float) -> Tensor:
 # The step of split Bregman
 
 
+class Splitting(NamedTuple):
+    """What is split off, and how its size is measured."""
+
+    fidelity: Fidelity
+    edges: Edges
+    coupled: tuple[int, ...] = ()
+    """Axes of the splits over which differences have one norm: 1 for directions, 2 for channels."""
+    known: Tensor | None = None
+    """Which pixels are known, in the shape of the images, bool; None for all."""
+
+
 class StepSizes(NamedTuple):
     """Norms that tell how far a step's splits are from where they settle, of each sample, [samples]."""
 
     primal: Tensor
-    """Of S₁(v) − g."""
+    """Of S(v) − g."""
     dual: Tensor
-    """Of what S₁(v) moved by."""
+    """Of what S(v) moved by."""
     splits: Tensor
-    """Of S₁(v)."""
+    """Of S(v)."""
     bregman: Tensor
-    """Of v − S₁(v)."""
+    """Of v − S(v)."""
 
 
 def bregman_step(
@@ -129,68 +149,110 @@ def bregman_step(
     image: Tensor,
     splits: Tensor,
     penalty: Tensor,
+    weight: Tensor,
     work: Tensor,
     target: Tensor,
-    weight: float,
     relaxation: float,
+    splitting: Splitting,
 ) -> tuple[Tensor, Tensor, Callable[[], StepSizes]]:
     """Advances the splits by the step above, and fills `target`.
 
     Args:
-        estimate: [samples, channels, height, width], float32 or float64 and contiguous, as all of these.
+        estimate: [samples, channels, height, width] (volumes: depth before height), float32 or float64 and contiguous,
+            as all of these.
         image: the noisy image f, in the shape of `estimate`.
-        splits: [samples, kinds, channels, height, width]: along x, along y and, for F = ‖·‖₁, of the residual.
+        splits: [samples, kinds, channels, height, width]: along each axis, the last first, and, where it is split off,
+            of the residual. Those across mirrored edges must be 0.
         penalty: of each sample, [samples].
+        weight: λ of each sample, [samples].
         work: memory in the shape of `splits`.
         target: memory in the shape of `estimate`.
-        weight: λ.
         relaxation: ρ.
+        splitting: what is split off.
 
     Returns:
         The new splits, and memory to work with next time: the tensors `splits` and `work`, in either order; and what
         measures the step, if it is called before the next, for ρ > 0.
     """
-    chosen = resolve_backend(image.device, requested_backend(), has_native=True)
-    if chosen == "native":
-        squares = native.bregman_step(estimate, image, splits, penalty, target, weight, relaxation)
+    fused = image.dim() == 4 and not splitting.coupled and splitting.known is None
+    chosen = resolve_backend(image.device, requested_backend(), has_native=fused)
+    if fused and chosen == "native":
+        squares = native.bregman_step(
+            estimate, image, splits, penalty, weight, target, relaxation, splitting.edges == "mirrored"
+        )
         return splits, work, lambda: StepSizes(*squares.sqrt().to(image.dtype).unbind(1))
-    if chosen == "triton":
+    if fused and chosen == "triton":
         from srm_triton.kernels import shrink as kernel
 
-        kernel.bregman_step(estimate, image, splits, penalty, work, target, weight, relaxation)
+        kernel.bregman_step(
+            estimate, image, splits, penalty, weight, work, target, relaxation, splitting.edges == "mirrored"
+        )
     else:
-        _reference_step(estimate, image, splits, penalty, work, target, weight, relaxation)
-    return work, splits, lambda: _reference_sizes(splits, work, relaxation)
+        work.copy_(advance_splits(estimate, image, splits, penalty, relaxation, splitting))
+        target.copy_(next_target(image, work, penalty, weight, splitting))
+    return work, splits, lambda: _reference_sizes(splits, work, penalty, relaxation, splitting)
 
 
-def _reference_step(
-    estimate: Tensor,
-    image: Tensor,
-    splits: Tensor,
-    penalty: Tensor,
-    new_splits: Tensor,
-    target: Tensor,
-    weight: float,
-    relaxation: float,
-) -> None:
-    penalty = penalty[:, None, None, None]
-    values = [estimate.roll(-1, -1) - estimate, estimate.roll(-1, -2) - estimate]
-    if splits.shape[1] == 3:
+def advance_splits(
+    estimate: Tensor, image: Tensor, splits: Tensor, penalty: Tensor, relaxation: float, splitting: Splitting
+) -> Tensor:
+    """The splits after a step, differentiable; arguments as those of `bregman_step`."""
+    values = differences(estimate, splitting.edges)
+    if splits.shape[1] > len(values):
         values.append(estimate - image)
-    g = torch.stack([penalty * value for value in values], 1)  # after the difference: penalties may be large
-    torch.add(splits, g - _shrunk(splits), alpha=relaxation, out=new_splits)
-    w = 2 * _shrunk(new_splits) - new_splits
-    fixed = 2 * image if splits.shape[1] == 2 else penalty * image + w[:, 2]
-    divergence = (w[:, 0].roll(1, -1) - w[:, 0]) + (w[:, 1].roll(1, -2) - w[:, 1])
-    torch.add(fixed, divergence, alpha=weight, out=target)
+    of_images = penalty.view(-1, *[1] * (image.dim() - 1))
+    g = torch.stack([of_images * value for value in values], 1)  # after the difference: penalties may be large
+    return splits + relaxation * (g - (splits - bregman_part(splits, penalty, splitting)))
 
 
-def _shrunk(splits: Tensor) -> Tensor:
-    return splits - splits.clamp(-1, 1)
+def next_target(image: Tensor, splits: Tensor, penalty: Tensor, weight: Tensor, splitting: Splitting) -> Tensor:
+    """What splits ask of the next estimate, differentiable; arguments as those of `bregman_step`."""
+    of_images = [-1, *[1] * (image.dim() - 1)]
+    w = splits - 2 * bregman_part(splits, penalty, splitting)
+    fixed = penalty.view(of_images) * image + w[:, -1] if splits.shape[1] > image.dim() - 2 else 2 * image
+    return fixed + weight.view(of_images) * divergence(w)
 
 
-def _reference_sizes(before: Tensor, splits: Tensor, relaxation: float) -> StepSizes:
-    d = _shrunk(splits)
-    moved = d - _shrunk(before)
+def bregman_part(splits: Tensor, penalty: Tensor, splitting: Splitting) -> Tensor:
+    """Returns v − S(v), the Bregman variables times the penalty."""
+    if not splitting.coupled and splitting.known is None:
+        return splits.clamp(-1, 1)
+    directions = splits.dim() - 3
+    along, residual = splits[:, :directions], splits[:, directions:]
+    if splitting.coupled:
+        along = along / torch.linalg.vector_norm(along, dim=splitting.coupled, keepdim=True).clamp(min=1)
+    else:
+        along = along.clamp(-1, 1)
+    if splitting.fidelity == "l1":
+        residual = residual.clamp(-1, 1)
+    else:
+        residual = residual * (2 / (penalty + 2)).view(-1, *[1] * (splits.dim() - 1))
+    if splitting.known is not None:
+        residual = residual * splitting.known[:, None]
+    return torch.cat((along, residual), 1)
+
+
+def differences(images: Tensor, edges: Edges) -> list[Tensor]:
+    """Of each pixel's neighbour from the pixel along each axis, the last first, in the shape of the images."""
+    results = []
+    for axis in range(-1, 1 - images.dim(), -1):
+        first, last = (images.narrow(axis, place, 1) for place in (0, -1))
+        results.append(images.diff(dim=axis, append=first if edges == "periodic" else last))
+    return results
+
+
+def divergence(splits: Tensor) -> Tensor:
+    """∂xᵀ v_x + ∂yᵀ v_y of splits, which across mirrored edges are 0; a residual's split is left out."""
+    along = splits[:, : splits.dim() - 3].unbind(1)
+    parts = [part.roll(1, axis) - part for axis, part in zip(range(-1, -len(along) - 1, -1), along, strict=True)]
+    return sum(parts[1:], parts[0])
+
+
+def _reference_sizes(
+    before: Tensor, splits: Tensor, penalty: Tensor, relaxation: float, splitting: Splitting
+) -> StepSizes:
+    b = bregman_part(splits, penalty, splitting)
+    d = splits - b
+    moved = d - (before - bregman_part(before, penalty, splitting))
     missing = moved - (splits - before) / relaxation
-    return StepSizes(*(torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (missing, moved, d, splits - d)))
+    return StepSizes(*(torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (missing, moved, d, b)))
