@@ -175,14 +175,16 @@ def batch_norm_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
 
 
 def shrink_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
-    """The soft threshold, and in the types that it is computed in the step of split Bregman for both fidelities."""
+    """The soft threshold; in the types that it is computed in, the step of split Bregman for fidelities and edges."""
     values = torch.empty(1 << 20, dtype=dtype)
     yield partial(shrink.forward, values, values, 0.1)
     if dtype in (torch.float32, torch.float64):
         image, penalty = torch.empty(2, 3, 64, 256, dtype=dtype), torch.empty(2, dtype=dtype)
-        for kinds in (2, 3):
+        for kinds, mirrored in itertools.product((2, 3), (True, False)):
             splits = torch.empty(2, kinds, 3, 64, 256, dtype=dtype)
-            yield partial(shrink.bregman_step, image, image, splits, penalty, penalty, splits, image, 1.8, kinds == 3)
+            yield partial(
+                shrink.bregman_step, image, image, splits, penalty, penalty, splits, image, 1.8, mirrored
+            )  # fmt: skip
 
 
 def launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Callable[[], None]]]:
