@@ -19,6 +19,16 @@
 #define JOIN(stem, type) JOIN_NAMES(stem, type)
 #define TYPED(stem) JOIN(stem, REAL)
 
+/* To −1 … 1, by a minimum and a maximum, which vectorise. */
+#define DEFINE_CLAMP(type)                  \
+    INLINE type clamp_##type(type x)        \
+    {                                       \
+        type high = x > -1 ? x : -1;        \
+        return high < 1 ? high : 1;         \
+    }
+DEFINE_CLAMP(float)
+DEFINE_CLAMP(double)
+
 typedef void RunParallel(void (*worker)(void *), void *argument, unsigned threads, unsigned flags);
 
 static void run(void (*worker)(void *), void *argument, RunParallel *run_parallel, unsigned threads)

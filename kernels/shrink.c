@@ -53,13 +53,6 @@ INLINE int64_t to_below(const Step *step, int64_t row)
 
 #else
 
-/* A minimum and a maximum, which vectorise. */
-INLINE REAL TYPED(clamp)(REAL x)
-{
-    REAL high = x > -1 ? x : -1;
-    return high < 1 ? high : 1;
-}
-
 INLINE REAL TYPED(advance)(REAL split, REAL value, REAL relaxation)
 {
     return split + relaxation * (value - (split - TYPED(clamp)(split)));

@@ -30,13 +30,6 @@ const int64_t variation_layout[1] = {sizeof(Variation)}; /* for the loader */
 
 #else
 
-/* A minimum and a maximum, which vectorise. */
-INLINE REAL TYPED(clamp)(REAL x)
-{
-    REAL high = x > -1 ? x : -1;
-    return high < 1 ? high : 1;
-}
-
 INLINE REAL TYPED(magnitude)(REAL x)
 {
     return x < 0 ? -x : x;

@@ -63,4 +63,5 @@ def test_every_implementation_learns_the_same(build, steps, device):
         other_losses, other_norms = learn(build, steps, backend, device)
         # the scans are equal to the last bit, the normalised weights up to rounding
         assert other_losses == pytest.approx(losses, rel=0, abs=2e-5)
-        assert other_norms == pytest.approx(norms, rel=1e-4, abs=0)  # up to 4.3e-5
+        limit = 1e-5 if backend == "native" else 1e-4  # up to 4.8e-6 and 4.3e-5
+        assert other_norms == pytest.approx(norms, rel=limit, abs=0)

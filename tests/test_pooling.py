@@ -43,12 +43,14 @@ def test_overlapping_pooling_windows_add_up():
 
 
 @pytest.mark.parametrize("keep", ["current", "spikes"])
-@pytest.mark.parametrize("window", [(2, 3), (4, 1), (3, 3)])
+@pytest.mark.parametrize(
+    "window", [((2, 3),), ((4, 1),), ((3, 3),), (2, 1), ((2, 2), (2, 3)), (2, 2, 1), ((4, 4), (4, 4), (0, 2))]
+)
 @pytest.mark.parametrize("sides", [(12, 12), (13, 14)])
-def test_windows_side_by_side_equal_pytorchs(window, sides, keep):
+def test_windows_equal_pytorchs(window, sides, keep):
     inputs = torch.rand(2, 3, 4, *sides, dtype=torch.float64, requires_grad=True)
-    outputs = SpikeAvgPool2d(window, gradient="surrogate", keep=keep)(inputs)
-    expected = F.avg_pool2d(inputs.flatten(0, 1), window).unflatten(0, (2, 3))
+    outputs = SpikeAvgPool2d(*window, gradient="surrogate", keep=keep)(inputs)
+    expected = F.avg_pool2d(inputs.flatten(0, 1), *window).unflatten(0, (2, 3))
     torch.testing.assert_close(outputs, expected, rtol=1e-15, atol=0)
     grad = torch.randn_like(outputs)
     given = (torch.autograd.grad(result, inputs, grad)[0] for result in (outputs, expected))
