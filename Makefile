@@ -38,7 +38,7 @@ docs: $(VENV)/docs
 	    srm_triton.data srm_triton.audit srm_triton.diagnosis srm_triton.ops.srm_scan srm_triton.ops.srm_membrane \
 	    srm_triton.ops.batch_norm srm_triton.affine srm_triton.layers srm_triton.recurrent srm_triton.pooling \
 	    srm_triton.losses srm_triton.training srm_triton.tuning srm_triton.ops.shrink srm_triton.ops.poisson \
-	    srm_triton.ops.sparse_linear srm_triton.denoise srm_triton.sparse_code
+	    srm_triton.ops.sparse_linear srm_triton.images srm_triton.sparse srm_triton.regression
 
 # these install other libraries to compare with, but for the first
 bench: $(VENV)/bench

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench.contenders import on_cpu
 from bench.harness import DEVICE, Contender, Function, over
-from srm_triton.denoise import denoise_tv, tv_objective
+from srm_triton.images.denoise import denoise_tv, tv_objective
 from srm_triton.ops.shrink import Fidelity
 
 SHAPE = {"height": 512, "width": 512}

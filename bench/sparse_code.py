@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.contenders import on_backends, on_cpu
 from bench.harness import DEVICE, Contender, over
-from srm_triton.sparse_code import sparse_encode, sparse_statistics
+from srm_triton.sparse.code import sparse_encode, sparse_statistics
 
 SPARSITY = 0.1
 CASES = {

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.harness import DEVICE, Contender, Function, over
-from srm_triton.sparse_linear import SparseLinear
+from srm_triton.sparse.linear import SparseLinear
 
 CASES = {
     "a tenth of the weights": {"samples": 128, "features": 512, "kept": 26_214},

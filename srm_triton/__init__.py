@@ -1,8 +1,10 @@
 """Triton-accelerated PyTorch layers for the spike response model (SRM), trained from spike times."""
 
+import importlib
 import importlib.util
 import os
 import warnings
+from typing import Any
 
 if importlib.util.find_spec("srm_triton.kernels") is None:  # an installation maps kernels/ to it
     raise ImportError(
@@ -16,7 +18,6 @@ with warnings.catch_warnings():  # torch says so whenever it is imported; NumPy 
 
 from srm_triton.affine import srm_conv2d, srm_linear
 from srm_triton.backend import use_backend
-from srm_triton.denoise import Denoised, DenoisingTrace, denoise_tv, tv_objective
 from srm_triton.diagnosis import Watcher, watch
 from srm_triton.encoders import encode_direct, encode_latency, encode_rate
 from srm_triton.initialization import calibrate_gain, time_constants
@@ -36,30 +37,18 @@ from srm_triton.networks import spiking_network
 from srm_triton.neuron import SRMNeuron
 from srm_triton.normalization import BatchNorm1d
 from srm_triton.ops.batch_norm import batch_norm
-from srm_triton.ops.shrink import soft_threshold
 from srm_triton.ops.srm_membrane import srm_membrane
 from srm_triton.ops.srm_scan import SRMTrace, srm_scan, srm_trace
 from srm_triton.parameters import SRMParameters, SRMState
 from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
 from srm_triton.recurrent import SRMRecurrent, SRMRecurrentState
-from srm_triton.regression import ConvergenceWarning, LinearRegression, MSEGradients, mse_gradients
-from srm_triton.resnet import ResNet18_2D, SpikingResNet18_2D
-from srm_triton.sparse_code import SparseRepresentation, SparseStatistics, sparse_encode, sparse_statistics
-from srm_triton.sparse_linear import SparseLinear
-from srm_triton.split_bregman import DenoisingState
+from srm_triton.resnet import SpikingResNet18_2D
 
 __version__ = "0.2.0"
 
 __all__ = [
     "BatchNorm1d",
-    "ConvergenceWarning",
-    "Denoised",
-    "DenoisingState",
-    "DenoisingTrace",
-    "LinearRegression",
-    "MSEGradients",
-    "ResNet18_2D",
     "SRMAffine",
     "SRMConv1d",
     "SRMConv2d",
@@ -72,28 +61,20 @@ __all__ = [
     "SRMRecurrentState",
     "SRMState",
     "SRMTrace",
-    "SparseLinear",
-    "SparseRepresentation",
-    "SparseStatistics",
     "SpikeAvgPool2d",
     "SpikingResNet18_2D",
     "Watcher",
     "batch_norm",
     "calibrate_gain",
     "count_loss",
-    "denoise_tv",
     "encode_direct",
     "encode_latency",
     "encode_rate",
     "enhanced_count_loss",
     "first_spike_cross_entropy",
-    "mse_gradients",
     "predict",
     "predict_first_spike",
     "rate_cross_entropy",
-    "soft_threshold",
-    "sparse_encode",
-    "sparse_statistics",
     "spike_counts",
     "spiking_network",
     "srm_conv2d",
@@ -103,8 +84,28 @@ __all__ = [
     "srm_trace",
     "stepwise_cross_entropy",
     "time_constants",
-    "tv_objective",
     "use_backend",
     "van_rossum_loss",
     "watch",
 ]
+
+_SUBPACKAGES = {
+    "images": ("Denoised", "DenoisingState", "DenoisingTrace", "denoise_tv", "tv_objective"),
+    "regression": ("ConvergenceWarning", "LinearRegression", "MSEGradients", "mse_gradients"),
+    "sparse": (
+        *("ResNet18_2D", "SparseLinear", "SparseRepresentation", "SparseStatistics"),
+        *("soft_threshold", "sparse_encode", "sparse_statistics"),
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Sub-packages about other things than spiking layers, imported at first use, and their names of version 0.1."""
+    for subpackage, names in _SUBPACKAGES.items():
+        home = f"srm_triton.{subpackage}"
+        if name == subpackage:
+            return importlib.import_module(home)
+        if name in names:
+            warnings.warn(f"srm_triton.{name} is {home}.{name} now", DeprecationWarning, stacklevel=2)
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'srm_triton' has no attribute {name!r}")

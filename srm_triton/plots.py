@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from srm_triton.denoise import Denoised, to_float
 from srm_triton.files import write_atomically
+from srm_triton.images.denoise import Denoised, to_float
 from srm_triton.losses import predict
 from srm_triton.ops.srm_scan import srm_trace
 from srm_triton.readout import SRMReadout

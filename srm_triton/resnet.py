@@ -1,4 +1,4 @@
-"""ResNet-18 for images: with a sparse representation in place of the fully connected layer, and with spiking neurons.
+"""ResNet-18 of spiking neurons.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. A spiking block adds the spikes of both
 branches, s = a + b, as SEW ResNet does (Fang et al., "Deep Residual Learning in Spiking Neural Networks", NeurIPS
@@ -12,13 +12,12 @@ since a convolution hands back the gradient of one spike times s. With the surro
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton.checks import check_number, check_option, check_size, check_tensor
+from srm_triton.checks import check_number, check_option
 from srm_triton.functions import Function, Gradients, once_differentiable, traced
 from srm_triton.layers import LayerOptions, SRMConv2d, SRMLinear
 from srm_triton.levels import Form, Keep, decode, encode
@@ -27,19 +26,9 @@ from srm_triton.ops.srm_scan import Gradient, needs_gradient
 from srm_triton.parameters import SRMParameters
 from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
-from srm_triton.sparse_code import SparseRepresentation
-from srm_triton.sparse_linear import SparseLinear
-
-Head = Literal["sparse", "linear", "sparse-linear"]
-
-_HEADS: dict[str, Callable[..., nn.Module]] = {
-    "sparse": SparseRepresentation,
-    "linear": nn.Linear,
-    "sparse-linear": SparseLinear,
-}
 
 
-def _stages(block: Callable[[int, int, int], nn.Module], width: int) -> dict[str, nn.Sequential]:
+def residual_stages(block: Callable[[int, int, int], nn.Module], width: int) -> dict[str, nn.Sequential]:
     """`layer1` … `layer4`, of blocks that are made from their channels in, channels out and stride."""
     stages, channels = {}, width
     for number, stride in enumerate((1, 2, 2, 2), 1):
@@ -49,125 +38,18 @@ def _stages(block: Callable[[int, int, int], nn.Module], width: int) -> dict[str
     return stages
 
 
-def _sizes(**sizes: Any) -> tuple[int, ...]:
+def check_sizes(**sizes: Any) -> tuple[int, ...]:
+    """The sizes as ints; raises, with its name, for one that is no int or below 1."""
     return tuple(check_number(name, size, 1, whole=True) for name, size in sizes.items())
 
 
-class _Network(nn.Sequential):
+class SlicedSequential(nn.Sequential):
     """A network whose slices, such as ``model[:-1]``, are those of a `torch.nn.Sequential` with the same modules."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         return super().__getitem__(index)
-
-
-class BasicBlock2D(nn.Module):
-    """Two 3 × 3 convolutions, and a shortcut around them: the identity, or a 1 × 1 convolution where the shape changes.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: of the first convolution and of the shortcut.
-
-    Shape:
-        [batch, in_channels, height, width] to [batch, out_channels, ⌈height / stride⌉, ⌈width / stride⌉].
-
-    Example:
-        >>> BasicBlock2D(4, 8, stride=2)(torch.rand(2, 4, 5, 6)).shape
-        torch.Size([2, 8, 3, 3])
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        in_channels, out_channels, stride = _sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != out_channels:
-            convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Returns the rectified sum of both branches."""
-        outputs = F.relu(self.bn1(self.conv1(inputs)))
-        return F.relu(self.bn2(self.conv2(outputs)) + self.shortcut(inputs))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Takes torchvision's name of the shortcut too."""
-        for name in [name for name in state_dict if name.startswith(f"{prefix}downsample.")]:
-            ours = f"{prefix}shortcut.{name.removeprefix(f'{prefix}downsample.')}"
-            if ours not in state_dict:
-                state_dict[ours] = state_dict.pop(name)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-class ResNet18_2D(_Network):  # noqa: N801, the published name
-    """ResNet-18 for images, whose last layer, `fc`, is a sparse representation.
-
-    Its modules have the published names, so that checkpoints load, those of torchvision too, whose shortcuts are called
-    `downsample`; those with a fully connected layer of as many outputs load with ``head="linear"`` in full. Slices are
-    plain sequences of modules: ``model[:-1]`` returns the features.
-
-    Args:
-        out_features: size of each output, with ``head="sparse"`` the number of atoms.
-        in_channels: channels of the images.
-        head: what `fc` is: ``"sparse"`` a `SparseRepresentation`, ``"linear"`` a `torch.nn.Linear`, ``"sparse-linear"``
-            a `SparseLinear`.
-        width: channels of the first convolution; the last block has 8 times as many.
-        **head_options: keyword arguments of that layer, such as `sparsity` and `iterations` or `density`.
-
-    Shape:
-        [batch, in_channels, height, width] to [batch, out_features].
-
-    Raises:
-        TypeError: for a size that is no int, or an option that the head does not have.
-        ValueError: for a size below 1, another head, or inputs of another shape.
-
-    Example:
-        >>> model = ResNet18_2D(10, in_channels=3, head="sparse-linear", width=8, density=0.2)
-        >>> model(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
-    """
-
-    def __init__(
-        self,
-        out_features: int = 512,
-        in_channels: int = 1,
-        head: Head = "sparse",
-        *,
-        width: int = 64,
-        **head_options: Any,
-    ) -> None:
-        out_features, in_channels, width = _sizes(out_features=out_features, in_channels=in_channels, width=width)
-        check_option("head", head, get_args(Head))
-        if foreign := {"device", "dtype"} & head_options.keys():
-            raise TypeError(
-                f"{min(foreign)} is no option of ResNet18_2D, which has other layers too: call .to(...) on it"
-            )
-        stages = _stages(BasicBlock2D, width)
-        super().__init__(
-            OrderedDict(
-                conv1=nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
-                bn1=nn.BatchNorm2d(width),
-                relu=nn.ReLU(),
-                maxpool=nn.MaxPool2d(3, stride=2, padding=1),
-                **stages,
-                avgpool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                fc=_HEADS[head](8 * width, out_features, **head_options),
-            )
-        )
-        self.in_channels = in_channels
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Returns what `fc` makes of the features."""
-        check_tensor("inputs", inputs, "[batch, in_channels, height, width]")
-        check_size("inputs", inputs, 1, self.in_channels, "in_channels")
-        outputs: Tensor = super().forward(inputs)
-        return outputs
 
 
 class _AddSpikes(Function):
@@ -223,7 +105,9 @@ class SpikingBasicBlock2D(nn.Module):
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        in_channels, out_channels, stride = _sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        in_channels, out_channels, stride = check_sizes(
+            in_channels=in_channels, out_channels=out_channels, stride=stride
+        )
         convolution = partial(SRMConv2d, parameters=parameters, **options)
         self.conv1 = convolution(in_channels, out_channels, 3, stride, padding=1)
         self.conv2 = convolution(out_channels, out_channels, 3, padding=1)
@@ -254,7 +138,7 @@ class _GlobalSpikeAvgPool2d(nn.Module):
         return pool(inputs).flatten(2)
 
 
-class SpikingResNet18_2D(_Network):  # noqa: N801, after it
+class SpikingResNet18_2D(SlicedSequential):  # noqa: N801, after it
     """ResNet-18 of spiking neurons.
 
     `SRMConv2d` stands for each convolution with its batch normalisation and rectifier, average pooling for max pooling,
@@ -292,11 +176,11 @@ class SpikingResNet18_2D(_Network):  # noqa: N801, after it
         readout: Readout = "spikes",
         **options: Unpack[LayerOptions],
     ) -> None:
-        out_features, in_channels, width = _sizes(out_features=out_features, in_channels=in_channels, width=width)
+        out_features, in_channels, width = check_sizes(out_features=out_features, in_channels=in_channels, width=width)
         check_option("readout", readout, get_args(Readout))
         options = {"gradient": "surrogate", **options}
         gradient, keep = options["gradient"], options.get("keep", "current")
-        stages = _stages(partial(SpikingBasicBlock2D, parameters=parameters, **options), width)
+        stages = residual_stages(partial(SpikingBasicBlock2D, parameters=parameters, **options), width)
         if readout == "membrane":
             output: nn.Module = SRMReadout(
                 8 * width, out_features, parameters, batch_first=options.get("batch_first", True), keep=keep

@@ -9,11 +9,11 @@ from skimage import data
 from skimage.restoration import denoise_tv_bregman, denoise_tv_chambolle
 
 from srm_triton import use_backend
-from srm_triton.denoise import denoise_tv, tv_objective
+from srm_triton.images.denoise import denoise_tv, tv_objective
+from srm_triton.images.split_bregman import DenoisingState, SplitBregman
 from srm_triton.kernels import native
 from srm_triton.ops.shrink import Splitting
 from srm_triton.ops.variation import Problem
-from srm_triton.split_bregman import DenoisingState, SplitBregman
 
 NAN = math.nan
 NATIVE = ["native"] if native.problem() is None and not torch.cuda.is_available() else []

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageCms
 from test_cli import error_of
 
-from srm_triton import denoise_tv
 from srm_triton.cli import main
-from srm_triton.images import ImageFile, check_format, read_image, read_images, write_images
+from srm_triton.images import denoise_tv
+from srm_triton.images.files import ImageFile, check_format, read_image, read_images, write_images
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,20 @@ import torch
 from torch import Tensor, nn
 
 import srm_triton
-from srm_triton import audit, compat, data, diagnosis, losses, networks, resnet, training, verification
+from srm_triton import (
+    audit,
+    compat,
+    data,
+    diagnosis,
+    images,
+    losses,
+    networks,
+    regression,
+    resnet,
+    sparse,
+    training,
+    verification,
+)
 from srm_triton.checks import as_number, check_number
 
 X = torch.linspace(0, 1, 96).view(2, 6, 8)
@@ -42,13 +55,16 @@ WHOLE, REAL = "whole", "real"
 CASES: dict[Any, tuple[Callable[..., Any], dict[str, Any]] | None] = {
     srm_triton.SRMParameters: None,  # test_parameters.py: tensors are kept as they are
     srm_triton.BatchNorm1d: (srm_triton.BatchNorm1d, {"num_features": 8, "eps": 0.25, "momentum": 0.5}),
-    srm_triton.LinearRegression: (srm_triton.LinearRegression, {"tolerance": 0.25, "max_iterations": 3}),
-    srm_triton.ResNet18_2D: (srm_triton.ResNet18_2D, {"out_features": 3, "in_channels": 2, "width": 1}),
+    regression.LinearRegression: (
+        regression.LinearRegression,
+        {"tolerance": 0.25, "max_iterations": 3},
+    ),
+    sparse.ResNet18_2D: (sparse.ResNet18_2D, {"out_features": 3, "in_channels": 2, "width": 1}),
     srm_triton.SpikingResNet18_2D: (
         srm_triton.SpikingResNet18_2D,
         {"out_features": 3, "in_channels": 2, "width": 1, "time_gradient_scale": 0.5},
     ),
-    resnet.BasicBlock2D: (resnet.BasicBlock2D, {"in_channels": 2, "out_channels": 3, "stride": 2}),
+    sparse.resnet.BasicBlock2D: (sparse.resnet.BasicBlock2D, {"in_channels": 2, "out_channels": 3, "stride": 2}),
     resnet.SpikingBasicBlock2D: (
         resnet.SpikingBasicBlock2D,
         {"in_channels": 2, "out_channels": 3, "stride": 2, "time_gradient_scale": 0.5},
@@ -74,9 +90,12 @@ CASES: dict[Any, tuple[Callable[..., Any], dict[str, Any]] | None] = {
         for layer in (srm_triton.SRMConv1d, srm_triton.SRMConv2d, srm_triton.SRMConv3d)
     },
     srm_triton.SRMNeuron: (lambda **options: srm_triton.SRMNeuron(learn=("tau_m",), **options), {"channels": 3}),
-    srm_triton.SparseLinear: (srm_triton.SparseLinear, {"in_features": 8, "out_features": 3, "density": 0.25}),
-    srm_triton.SparseRepresentation: (
-        srm_triton.SparseRepresentation,
+    sparse.SparseLinear: (
+        sparse.SparseLinear,
+        {"in_features": 8, "out_features": 3, "density": 0.25},
+    ),
+    sparse.SparseRepresentation: (
+        sparse.SparseRepresentation,
         {"in_features": 8, "atoms": 5, "sparsity": 0.25, "iterations": 3, "classes": 4},
     ),
     srm_triton.SpikeAvgPool2d: (
@@ -103,24 +122,30 @@ CASES: dict[Any, tuple[Callable[..., Any], dict[str, Any]] | None] = {
         {"scale": 0.5, "silent": -2.0},
     ),
     srm_triton.van_rossum_loss: (lambda **o: losses.van_rossum_loss(TRAINS, LABELS, **o), {"tau_s": 2.0}),
-    srm_triton.denoise_tv: (
-        lambda **options: srm_triton.denoise_tv(IMAGES[0], **options),
+    images.denoise_tv: (
+        lambda **options: images.denoise_tv(IMAGES[0], **options),
         {"weight": 0.25, "tolerance": 0.125, "max_iterations": 7, "channel_axis": 2},
     ),
-    srm_triton.tv_objective: (lambda **o: srm_triton.tv_objective(IMAGES, IMAGES / 2, **o), {"weight": 0.25}),
+    images.tv_objective: (
+        lambda **o: images.tv_objective(IMAGES, IMAGES / 2, **o),
+        {"weight": 0.25},
+    ),
     srm_triton.encode_direct: (lambda **options: srm_triton.encode_direct(X, **options), {"steps": 3}),
     srm_triton.encode_rate: (lambda **options: srm_triton.encode_rate(X, **options), {"steps": 3}),
     srm_triton.encode_latency: (
         lambda **options: srm_triton.encode_latency(X, spacing="logarithmic", **options),
         {"steps": 3, "smallest": 0.125},
     ),
-    srm_triton.soft_threshold: (lambda **options: srm_triton.soft_threshold(X, **options), {"threshold": 0.25}),
-    srm_triton.sparse_encode: (
-        lambda **options: srm_triton.sparse_encode(X, torch.eye(8, 5), **options),
+    sparse.soft_threshold: (
+        lambda **options: sparse.soft_threshold(X, **options),
+        {"threshold": 0.25},
+    ),
+    sparse.sparse_encode: (
+        lambda **options: sparse.sparse_encode(X, torch.eye(8, 5), **options),
         {"sparsity": 0.25, "iterations": 3},
     ),
-    srm_triton.sparse_statistics: (
-        lambda **options: srm_triton.sparse_statistics(X, torch.eye(8), X, **options),
+    sparse.sparse_statistics: (
+        lambda **options: sparse.sparse_statistics(X, torch.eye(8), X, **options),
         {"sparsity": 0.25},
     ),
     srm_triton.spiking_network: (
@@ -301,7 +326,7 @@ def holds_number(hint: Any) -> bool:
 
 
 def test_no_argument_is_forgotten():
-    modules = (srm_triton, losses, compat, data, training, audit, diagnosis)
+    modules = (srm_triton, losses, compat, data, training, audit, diagnosis, images, regression, sparse)
     public = [getattr(module, name) for module in modules for name in module.__all__]
     called = [item for item in public if inspect.isfunction(item) or (inspect.isclass(item) and is_made_by_users(item))]
     assert len(called) > 60
@@ -351,15 +376,15 @@ def test_losses_that_are_observed():
 def test_a_number_that_requires_a_gradient_would_not_receive_it():
     threshold = torch.tensor(0.5, requires_grad=True)
     with pytest.raises(ValueError, match="threshold must not require a gradient, which it would not receive"):
-        srm_triton.soft_threshold(X, threshold)
+        sparse.soft_threshold(X, threshold)
     with torch.no_grad():
-        assert torch.equal(srm_triton.soft_threshold(X, threshold), srm_triton.soft_threshold(X, 0.5))
+        assert torch.equal(sparse.soft_threshold(X, threshold), sparse.soft_threshold(X, 0.5))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_numbers_in_compiled_code():
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x, t: srm_triton.soft_threshold(x, t), fullgraph=True, backend="eager")
+    compiled = torch.compile(lambda x, t: sparse.soft_threshold(x, t), fullgraph=True, backend="eager")
     for threshold in (0.25, 0.5, 0.75, 1):
         assert torch.equal(compiled(X, threshold), (X - threshold).clamp(min=0))
 

@@ -1,6 +1,8 @@
 """What an installation consists of."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -32,3 +34,21 @@ def test_a_source_distribution_holds_what_its_tests_need():
     needed |= {"Makefile", "constraints.txt"}  # of `make test`
     taken = {"srm_triton", "kernels", "README.md", "pyproject.toml", "MANIFEST.in", "LICENSE", *folders, *files}
     assert {name.partition("/")[0] for name in needed} <= taken
+
+
+def test_the_first_namespace_is_about_spiking_layers():
+    """Images, sparse codes and regression are imported when they are used; their former names say where they are."""
+    program = (
+        "import sys, warnings, srm_triton\n"
+        "others = [f'srm_triton.{name}' for name in ('images', 'regression', 'sparse')]\n"
+        "assert not set(others) & set(sys.modules)\n"
+        "assert srm_triton.images.denoise_tv and srm_triton.sparse.soft_threshold\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    from srm_triton import LinearRegression\n"
+        "assert LinearRegression is srm_triton.regression.LinearRegression\n"
+        "assert {str(w.message) for w in caught} == "
+        "{'srm_triton.LinearRegression is srm_triton.regression.LinearRegression now'}\n"
+        "srm_triton.SparseLayer\n"
+    )
+    process = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True)
+    assert process.stderr.splitlines()[-1] == "AttributeError: module 'srm_triton' has no attribute 'SparseLayer'"

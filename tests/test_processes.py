@@ -35,8 +35,6 @@ from tqdm import tqdm
 
 from srm_triton import (
     BatchNorm1d,
-    SparseLinear,
-    SparseRepresentation,
     SpikeAvgPool2d,
     SRMConv2d,
     SRMLinear,
@@ -51,6 +49,7 @@ from srm_triton import (
 from srm_triton.cli import main
 from srm_triton.data import LabelledImages
 from srm_triton.files import partial
+from srm_triton.sparse import SparseLinear, SparseRepresentation
 from srm_triton.training import Network, Recipe, Schedule, TrainingRun, load_checkpoint
 from srm_triton.tuning import read, update
 

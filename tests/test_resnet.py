@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton import SRMLinear, SRMParameters, batch_norm, calibrate_gain, count_loss, predict, srm_conv2d, srm_linear
-from srm_triton.resnet import BasicBlock2D, ResNet18_2D, SpikingBasicBlock2D, SpikingResNet18_2D
-from srm_triton.sparse_code import SparseRepresentation
-from srm_triton.sparse_linear import SparseLinear
+from srm_triton.resnet import SpikingBasicBlock2D, SpikingResNet18_2D
+from srm_triton.sparse.code import SparseRepresentation
+from srm_triton.sparse.linear import SparseLinear
+from srm_triton.sparse.resnet import BasicBlock2D, ResNet18_2D
 
 HEADS = ("sparse", "linear", "sparse-linear")
 BLOCKS = {f"layer{layer}.{block}": (1 + (layer > 1)) ** (1 - block) for layer in range(1, 5) for block in (0, 1)}

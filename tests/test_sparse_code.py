@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import sparse_encode as sparse_encode_of_scikit_learn
 
 from srm_triton import use_backend
-from srm_triton.sparse_code import SparseRepresentation, sparse_encode, sparse_statistics
+from srm_triton.sparse.code import SparseRepresentation, sparse_encode, sparse_statistics
 
 
 def problem(features=20, atoms=30, samples=12, dtype=torch.float64, seed=0):

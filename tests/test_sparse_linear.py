@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton import SparseLinear
 from srm_triton.ops.sparse_linear import _product, _sampled_product
+from srm_triton.sparse import SparseLinear
 
 
 @pytest.fixture(autouse=True)

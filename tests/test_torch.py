@@ -19,8 +19,6 @@ from torch.nn.utils import prune
 
 from srm_triton import (
     BatchNorm1d,
-    SparseLinear,
-    SparseRepresentation,
     SpikeAvgPool2d,
     SRMConv1d,
     SRMConv2d,
@@ -38,6 +36,7 @@ from srm_triton import (
     srm_trace,
     use_backend,
 )
+from srm_triton.sparse import SparseLinear, SparseRepresentation
 
 EARLY = SRMParameters(threshold=0.1)
 

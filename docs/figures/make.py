@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from skimage import data
 
-from srm_triton import denoise_tv
+from srm_triton.images import denoise_tv
 from srm_triton.ops.shrink import Fidelity
 from srm_triton.plots import plot_denoising
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from srm_triton.commands.shared import Commands, add_device, chosen_device, progress
-from srm_triton.denoise import Coupling, Denoised, Method, denoise_tv
+from srm_triton.images.denoise import Coupling, Denoised, Method, denoise_tv
 from srm_triton.ops.shrink import Edges, Fidelity
 
 if TYPE_CHECKING:
-    from srm_triton.images import ImageFile
+    from srm_triton.images.files import ImageFile
 
 DENOISING_WEIGHTS = {"l2": 0.15, "l1": 1.0}
 _USUAL_ITERATIONS = {"l2": 15, "l1": 45}  # of photographs at the default tolerance, for the progress bar
@@ -55,7 +55,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _read(path: Path) -> list["ImageFile"]:
-    from srm_triton.images import read_images
+    from srm_triton.images.files import read_images
 
     try:
         return read_images(path)
@@ -65,7 +65,7 @@ def _read(path: Path) -> list["ImageFile"]:
 
 def _denoise(options: argparse.Namespace) -> int:
     """Writes the image without its noise and returns the exit code 0."""
-    from srm_triton.images import check_format, write_images
+    from srm_triton.images.files import check_format, write_images
 
     outputs = [path for path in (options.output, options.plot) if path is not None]
     if len(set(outputs)) < len(outputs):

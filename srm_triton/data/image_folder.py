@@ -9,7 +9,7 @@ from srm_triton.checks import check_number
 from srm_triton.data.files import DataError, optional_module
 from srm_triton.data.labelled_images import LabelledImages
 from srm_triton.data.split import stratified_split
-from srm_triton.images import read_image
+from srm_triton.images.files import read_image
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 

@@ -1,7 +1,7 @@
 """Total-variation denoising: what is asked for is checked, and put into the units in which it is solved.
 
 The problem, and how near a result is to its solution, are in `srm_triton/ops/variation.py`, the iterations in
-`srm_triton/split_bregman.py`, the gradient in `srm_triton/denoise_gradient.py`.
+`srm_triton/images/split_bregman.py`, the gradient in `srm_triton/images/gradient.py`.
 """
 
 import math
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from srm_triton.checks import check_number, check_option, check_same, check_tensor
-from srm_triton.denoise_gradient import attach_gradient
+from srm_triton.images.gradient import attach_gradient
+from srm_triton.images.split_bregman import DenoisingState, SeedIteration, SplitBregman, iterate
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.ops.shrink import Edges, Fidelity, Splitting
 from srm_triton.ops.variation import Problem
-from srm_triton.split_bregman import DenoisingState, SeedIteration, SplitBregman, iterate
 
 Method = Literal["adaptive", "seed"]
 Coupling = Literal["none", "channels"]

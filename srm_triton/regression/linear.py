@@ -1,77 +1,16 @@
-"""Linear regression with the mean squared error: its gradients in one pass, and a fit by gradient descent.
+"""Least squares by gradient descent on whitened features; the gradients are those of `srm_triton/regression/mse.py`."""
 
-M samples of features x and targets y, with the residual r = x·w + b − y:
-
-    loss = 1/M · Σ r²      grad_w = 2/M · xᵀ·r      grad_b = 2/M · Σ r
-
-The squares are summed over the targets and averaged over the samples, so several targets have the gradients that each
-would have alone.
-"""
-
-import math
 import warnings
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_entries, check_number, check_option, check_same, check_size, check_tensor
-from srm_triton.functions import refuse_script, transforms_active
+from srm_triton.functions import refuse_script
 from srm_triton.kernels.layout import accumulator_dtype
 from srm_triton.precision import without_autocast
-
-
-class MSEGradients(NamedTuple):
-    """What `mse_gradients` returns."""
-
-    grad_weight: Tensor
-    grad_bias: Tensor
-    loss: Tensor
-
-
-def mse_gradients(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> MSEGradients:
-    """The gradients of the mean squared error of a linear map, and the error itself (equations: the module's).
-
-    They are written out, so they need no backward pass; autograd, `torch.func` and `torch.compile` work through them.
-    Half precision is computed in float32, and float32 stays so under autocast.
-
-    Args:
-        x: inputs, [samples], or [samples, features].
-        y: targets, [samples], or [samples, targets], in the dtype of `x`, as all others.
-        weight: [features, targets] without the axes that `x` and `y` do not have: a scalar if they have neither.
-        bias: [targets], or a scalar.
-
-    Returns:
-        `grad_weight` and `grad_bias` in the shapes and the dtype of `weight` and `bias`; the loss, a scalar, float64
-        for float64, else float32.
-
-    Raises:
-        TypeError: for anything but floating-point tensors of one dtype.
-        ValueError: for shapes that do not fit exactly (nothing is broadcast), no samples, features or targets, several
-            devices, or a value that is NaN or infinite. On a GPU, in compiled code and within transforms of
-            `torch.func` such values are not looked for: they make the results NaN or infinite.
-
-    Example:
-        >>> x, y = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])  # y = 2·x + 1
-        >>> mse_gradients(x, y, weight=torch.tensor(2.0), bias=torch.tensor(0.0))
-        MSEGradients(grad_weight=tensor(-3.), grad_bias=tensor(-2.), loss=tensor(1.))
-    """
-    _check_data(x, y)
-    _check_parameter("weight", weight, x, x.shape[1:] + y.shape[1:], "the features of x, then the targets of y")
-    _check_parameter("bias", bias, x, y.shape[1:], "the targets of y")
-    exact = torch.promote_types(x.dtype, torch.float32)
-    inputs = x.to(exact)
-    with without_autocast(x):
-        residual = _affine(inputs, weight.to(exact), bias.to(exact)) - y.to(exact)
-    loss = residual.square().sum() / len(x)
-    # any value that is not finite reaches the loss, so good data are spared a search
-    if _is_readable(loss) and not math.isfinite(loss.item()):
-        _check_finite(x=x, y=y, weight=weight, bias=bias)
-    slope = 2 / len(x) * residual
-    with without_autocast(x):
-        grad_weight = inputs.movedim(0, -1) @ slope
-    return MSEGradients(grad_weight.to(x.dtype), slope.sum(0).to(x.dtype), loss)
-
+from srm_triton.regression.mse import affine, check_data, check_finite, mse_gradients
 
 _ROUNDINGS = 16
 """What is smaller than so many roundings counts as 0."""
@@ -160,8 +99,8 @@ class LinearRegression(nn.Module):
             ValueError: for shapes that do not fit, no samples, features or targets, several devices, a value that is
                 NaN or infinite, or sample weights that are negative or all 0.
         """
-        _check_data(x, y)
-        _check_finite(x=x, y=y)
+        check_data(x, y)
+        check_finite(x=x, y=y)
         importance = _check_sample_weight(sample_weight, x)
         counted = importance > 0
         importance = (importance[counted] / importance.max()).unsqueeze(1)
@@ -258,7 +197,7 @@ class LinearRegression(nn.Module):
             expected = ", ".join(["samples", *map(str, features)])
             raise ValueError(f"x must have the shape [{expected}], as in fit, got {list(x.shape)}")
         with without_autocast(x):
-            return _affine(x, self.weight, self.bias)
+            return affine(x, self.weight, self.bias)
 
     forward = predict
 
@@ -286,10 +225,10 @@ class LinearRegression(nn.Module):
             0.9423
         """
         predictions = self.predict(x).detach()
-        _check_data(x, y)
+        check_data(x, y)
         if y.shape != predictions.shape:
             raise ValueError(f"y must have the shape {list(predictions.shape)} of the predictions, got {list(y.shape)}")
-        _check_finite(x=x, y=y)
+        check_finite(x=x, y=y)
         importance = _check_sample_weight(sample_weight, x)
         counted = importance > 0
         if counted.sum() < 2:
@@ -312,10 +251,6 @@ class LinearRegression(nn.Module):
         return f"fit_intercept={self.fit_intercept}, tolerance={self.tolerance}, max_iterations={self.max_iterations}"
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.tensordot(x, weight, x.dim() - 1) + bias
-
-
 def _centre(values: Tensor, importance: Tensor, fit_intercept: bool = True) -> tuple[Tensor, Tensor]:
     """Returns the values as float64 [samples, columns], less their mean, and the mean; 0 without an intercept."""
     columns = values.detach().double().reshape(len(values), -1)
@@ -330,17 +265,6 @@ def _positive(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, 1)
 
 
-def _check_data(x: Tensor, y: Tensor) -> None:
-    for name, value, axis in (("x", x, "features"), ("y", y, "targets")):
-        check_tensor(name, value)
-        if value.dim() not in (1, 2) or value.numel() == 0:
-            raise ValueError(
-                f"{name} must have the shape [samples] or [samples, {axis}] and hold values, got {list(value.shape)}"
-            )
-    check_same("y", y, "x", x)
-    check_size("y", y, 0, len(x), "the samples of x")
-
-
 def _check_sample_weight(value: Tensor | None, x: Tensor) -> Tensor:
     """Returns the weights of the samples as float64, [samples]."""
     if value is None:
@@ -352,21 +276,3 @@ def _check_sample_weight(value: Tensor | None, x: Tensor) -> Tensor:
     if not value.any():
         raise ValueError("sample_weight must be above 0 for at least one sample, got zeros")
     return value.detach().double()
-
-
-def _check_parameter(name: str, value: Tensor, x: Tensor, shape: torch.Size, meaning: str) -> None:
-    check_tensor(name, value)
-    check_same(name, value, "x", x)
-    if value.shape != shape:
-        raise ValueError(f"{name} must have the shape {list(shape)} ({meaning}), got {list(value.shape)}")
-
-
-def _check_finite(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if wrong := int((~tensor.isfinite()).sum()):
-            raise ValueError(f"{name} must be finite, got {wrong} NaN or infinite values of {tensor.numel()}")
-
-
-def _is_readable(value: Tensor) -> bool:
-    """Whether its value is known here and now, without waiting for a GPU."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms_active()

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from srm_triton.functions import Function, Gradients, once_differentiable
+from srm_triton.images.split_bregman import RELAXATION, DenoisingState, estimate_equation
 from srm_triton.ops.poisson import PoissonEquation
 from srm_triton.ops.shrink import advance_splits, differences, next_target
 from srm_triton.ops.variation import Problem
-from srm_triton.split_bregman import RELAXATION, DenoisingState, estimate_equation
 
 
 def attach_gradient(
