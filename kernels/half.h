@@ -2,7 +2,7 @@
 
 #include "native.h"
 
-enum { AS_REAL, AS_BFLOAT16, AS_FLOAT16 };
+enum { AS_REAL, AS_BFLOAT16, AS_FLOAT16, AS_BYTE };
 
 typedef union {
     float value;

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from . import MOST_LEVELS, SRM_SCAN_RISE, SRM_SCAN_RULES
-from .layout import NeuronOrder, outer_time_inner, rows_of
+from .layout import NeuronOrder, accumulator_dtype, outer_time_inner, rows_of
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows, if there are more than so many, cost more than copies that make one row of all
 _WIDE = 128  # neurons of a channel that lie side by side; fewer are worth no tile of their own
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
-_STORAGES = {torch.bfloat16: 1, torch.float16: 2}  # of sequences that are computed in float32
+_STORAGES = {torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}  # of sequences, spikes that are not as computed
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
 
 
@@ -29,7 +29,8 @@ class _Scan(ctypes.Structure):
 
     _fields_ = _fields(
         (ctypes.c_int64, "outer steps inner tile block channels channel_stride each"),
-        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time storage rule"),
+        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time storage"),
+        (ctypes.c_int64, "spike_storage rule"),
         (ctypes.c_double, "rise"),
         (ctypes.c_void_p, "current constants initial grad_spikes grad_final events"),
         (ctypes.c_void_p, "spikes final membrane gradient_trace weight_path time_path grad_initial grad_constants"),
@@ -154,8 +155,8 @@ def threads() -> int:
 class _Neurons(NeuronOrder):
     """The tensors of a scan as C reads them: [outer, time, inner], inner with stride 1.
 
-    Sequences are in the dtype of the current, states and traces in that of the constants, float32 or float64. Where
-    inner is narrow, all neurons make one row.
+    Sequences are in the dtype of the current, spikes and their gradient in one of their own, states and traces in that
+    of the constants, float32 or float64. Where inner is narrow, all neurons make one row.
     """
 
     def __init__(self, current: torch.Tensor, like: torch.Tensor, constants: torch.Tensor, time_axis: int) -> None:
@@ -177,7 +178,7 @@ class _Neurons(NeuronOrder):
 
     def sequence(self, tensor: torch.Tensor) -> torch.Tensor:
         """As C reads it."""
-        viewed = super().sequence(tensor).to(self.dtype)
+        viewed = super().sequence(tensor)
         outer, steps, inner = viewed.shape
         if inner < _NARROW < outer:
             viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
@@ -219,7 +220,7 @@ class _Neurons(NeuronOrder):
                 self.hand_over(memory, tensor, leading)
 
 
-_PACK = struct.Struct("14q d 15P 2q").pack  # `_Scan`, in a tenth of the time
+_PACK = struct.Struct("15q d 15P 2q").pack  # `_Scan`, in a tenth of the time
 
 
 class LaunchPlan(NamedTuple):
@@ -244,11 +245,12 @@ def scan_plan(
     stride: tuple[int, ...],
     grad_stride: tuple[int, ...],
     dtype: torch.dtype,
+    spike_dtype: torch.dtype,
     channels: int,
     time_axis: int,
     threads: int,
 ) -> LaunchPlan | None:
-    """The plan for a current and the gradient of its spikes; None where they are not read as they are.
+    """The plan for a current and its spikes, or the gradient of these; None where they are not read as they are.
 
     The plans used last are kept: `scan_plan.cache_info()` counts them, `scan_plan.cache_clear()` forgets them.
     """
@@ -266,7 +268,8 @@ def scan_plan(
     _, tile, chunk = _layout(_library(), "srm_scan")
     block, *others = _blocks(inner, channels, order.channel_stride)
     neurons = _tile(outer, inner, block, threads), block, *others
-    sizes = outer, steps, inner, *neurons, *current.stride()[:2], *grad.stride()[:2], _STORAGES.get(dtype, 0)
+    sizes = outer, steps, inner, *neurons, *current.stride()[:2], *grad.stride()[:2]
+    sizes = *sizes, _STORAGES.get(dtype, 0), _STORAGES.get(spike_dtype, 0)
     functions = (_function(f"srm_scan_{direction}", dtype) for direction in ("forward", "backward"))
     return LaunchPlan(sizes, threads * 3 * (chunk - (-steps // chunk)) * tile, *functions)
 
@@ -289,12 +292,12 @@ def _plan_for(
     current: torch.Tensor, grad: torch.Tensor, time_axis: int, threads: int, channels: int, *states: torch.Tensor | None
 ) -> LaunchPlan | None:
     """The plan for tensors that C reads as they are; None where they need copies."""
-    if grad.dtype != current.dtype:
-        return None
     for state in states:
         if state is not None and not state.is_contiguous():
             return None
-    return scan_plan(current.shape, current.stride(), grad.stride(), current.dtype, channels, time_axis, threads)
+    return scan_plan(
+        current.shape, current.stride(), grad.stride(), current.dtype, grad.dtype, channels, time_axis, threads
+    )
 
 
 def scan_forward(
@@ -317,7 +320,7 @@ def scan_forward(
         plan.forward(_PACK(*plan.sizes, 0, SRM_SCAN_RISE, *read, *filled, *[0] * 7), _thread_pool(), threads)
         return
     neurons = _Neurons(current, spikes, constants, time_axis)
-    neurons.scan.rise = SRM_SCAN_RISE
+    neurons.scan.rise, neurons.scan.spike_storage = SRM_SCAN_RISE, _STORAGES.get(spikes.dtype, 0)
     neurons.point_to_states(filled=False, initial=initial)
     neurons.point_to_states(filled=True, final=final, events=events)
     neurons.point_to_sequences(spikes=spikes, membrane=membrane, gradient_trace=gradient_trace)
@@ -340,6 +343,8 @@ def scan_backward(
 ) -> None:
     """Fills those of the last four tensors that are given; as kernels/srm_scan.py."""
     threads = _number_of_threads(current)
+    if accumulator_dtype(grad_spikes.dtype) != constants.dtype:  # which C reads no sequence in
+        grad_spikes = grad_spikes.to(constants.dtype)
     plan = _plan_for(
         current, grad_spikes, time_axis, threads, constants.shape[1], constants, initial, grad_final, events
     )
@@ -356,6 +361,7 @@ def scan_backward(
     grad = neurons.sequence(grad_spikes)
     scan.grad_stride_outer, scan.grad_stride_time, _ = grad.stride()
     scan.rule, scan.grad_spikes = SRM_SCAN_RULES[rule], grad.data_ptr()
+    scan.spike_storage = _STORAGES.get(grad.dtype, 0)
     neurons.point_to_states(filled=False, initial=initial, grad_final=grad_final, events=events)
     neurons.point_to_states(filled=True, grad_initial=grad_initial, grad_constants=grad_constants)
     neurons.point_to_sequences(weight_path=weight_path, time_path=time_path)

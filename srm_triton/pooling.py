@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srm_triton.affine import as_floats
-from srm_triton.checks import check_option, check_sizes, check_tensor
+from srm_triton.checks import FLOATING, check_option, check_sizes, check_tensor
 from srm_triton.functions import Function, Gradients, once_differentiable, refuse_script, traced
 from srm_triton.levels import KEEPS, Keep, decode, encode, mark, parts_of
 from srm_triton.ops.srm_scan import Gradient, check_gradient, needs_gradient
@@ -109,6 +109,8 @@ class SpikeAvgPool2d(nn.Module):
         gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in the layers around it.
         keep: ``"current"``, or ``"spikes"`` to keep for the backward only the averages, in the few levels that they
             have; as in `SRMLayer`.
+        dtype: of the averages, such as ``torch.float32`` for those of small spikes, which half precision may round;
+            None for that of the inputs, and the default dtype for events, bool or integers.
 
     Shape:
         [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
@@ -133,6 +135,7 @@ class SpikeAvgPool2d(nn.Module):
         *,
         gradient: Gradient = "event",
         keep: Keep = "current",
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.kernel_size = check_sizes("kernel_size", kernel_size, 1)
@@ -140,26 +143,28 @@ class SpikeAvgPool2d(nn.Module):
         self.padding = check_sizes("padding", padding, 0)
         check_gradient(gradient, "arctan")
         check_option("keep", keep, KEEPS)
-        self.gradient, self.keep = gradient, keep
+        if dtype is not None:
+            check_option("dtype", dtype, FLOATING)
+        self.gradient, self.keep, self.dtype = gradient, keep, dtype
         self._window: Window = self.kernel_size, self.stride, self.padding
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the averages of the windows."""
-        inputs = as_floats(inputs, torch.get_default_dtype())
-        check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
+        check_tensor("inputs", inputs, "[batch, time, channels, height, width]", events=True)
+        given, inputs = inputs, as_floats(inputs, torch.get_default_dtype()).to(self.dtype)
         if self.keep == "spikes" and not traced():
-            return self._lean(inputs)
+            return self._lean(inputs, parts_of(given))
         images = _Average.apply(inputs.flatten(0, 1), self._window)
         if self.gradient != "surrogate":
             images = _ShareByActivity.apply(images)
         return images.unflatten(0, inputs.shape[:2])
 
-    def _lean(self, inputs: Tensor) -> Tensor:
+    def _lean(self, inputs: Tensor, parts: int | None) -> Tensor:
         if needs_gradient(inputs):
             images: Tensor = _KeptPool.apply(inputs.flatten(0, 1), self._window, self.gradient != "surrogate")
         else:
             images = _average(inputs.flatten(0, 1), self._window)
-        averages, parts = images.unflatten(0, inputs.shape[:2]), parts_of(inputs)
+        averages = images.unflatten(0, inputs.shape[:2])
         return averages if parts is None else mark(averages, parts * self.kernel_size[0] * self.kernel_size[1])
 
     def extra_repr(self) -> str:
