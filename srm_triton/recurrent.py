@@ -129,7 +129,7 @@ class SRMRecurrent(SRMLinear):
             return SRMState(silent, silent, silent), spikes
         if not isinstance(state, SRMRecurrentState):
             raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")
-        check_tensor("state.spikes", state.spikes, "[batch, out_features]")
+        check_tensor("state.spikes", state.spikes, "[batch, out_features]", events=True)
         check_same("state.spikes", state.spikes, "spikes", spikes)
         if state.spikes.shape != shape.shape:
             raise ValueError(f"state.spikes must have the shape {list(shape.shape)}, got {list(state.spikes.shape)}")
