@@ -16,7 +16,12 @@ _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows, if there are more than so many, cost more than copies that make one row of all
 _WIDE = 128  # neurons of a channel that lie side by side; fewer are worth no tile of their own
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
-_STORAGES = {torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}  # of sequences, spikes that are not as computed
+_STORAGES = {
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.uint8: 3,
+    torch.bool: 3,
+}  # of what is not as computed
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
 
 
@@ -97,11 +102,27 @@ class _Levels(ctypes.Structure):
     _fields_ = _fields((ctypes.c_int64, "count bits levels"), (ctypes.c_void_p, "values table codes"))
 
 
+class _Gather(ctypes.Structure):
+    """`Gather` of gather_linear.c, field by field."""
+
+    _fields_ = _fields(
+        (ctypes.c_int64, "samples inputs outputs row columns terms storage"),
+        (ctypes.c_void_p, "x weight bias results scratch"),
+        (ctypes.c_longlong, "tiles_taken workers"),
+    )
+
+
+class _Count(ctypes.Structure):
+    """`Count` of gather_linear.c, field by field."""
+
+    _fields_ = _fields((ctypes.c_int64, "size count"), (ctypes.c_void_p, "values"))
+
+
 _STRUCTURES = {
     "srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson, "cosine": _Cosine,
-    "variation": _Variation, "levels": _Levels,
+    "variation": _Variation, "levels": _Levels, "gather_linear": _Gather,
 }  # fmt: skip
-_LAYOUTS = {"srm_scan": 3, "batch_norm": 3}  # numbers that a source states, where they are more than one
+_LAYOUTS = {"srm_scan": 3, "batch_norm": 3, "gather_linear": 4}  # numbers that a source states
 
 
 def _path() -> str | None:
@@ -128,7 +149,7 @@ def _library() -> ctypes.CDLL | str:
 
 @functools.cache
 def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:
-    """Its structure's size, and of the scan the largest tile and a chunk, of batch norm columns and rows of a tile."""
+    """Its structure's size, and what else a source says of its tiles."""
     return tuple((ctypes.c_int64 * _LAYOUTS.get(stem, 1)).in_dll(library, f"{stem}_layout"))
 
 
@@ -582,3 +603,37 @@ def encode_levels(values: torch.Tensor, table: torch.Tensor, bits: int) -> torch
 def decode_levels(values: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bits: int) -> None:
     """Fills dense `values` with those that `encode_levels` took."""
     _levels("decode", values, table, codes, bits)
+
+
+def row_of_panels(outputs: int) -> int:
+    """Values from row to row of a weight that `gather_linear` reads: whole panels, and a line that parts the cache."""
+    panel = _layout(_library(), "gather_linear")[1]
+    return -(-outputs // panel) * panel + 16
+
+
+def count_nonzero(values: torch.Tensor) -> int:
+    """How many values of a contiguous tensor are not 0, but for −0, which counts."""
+    count = _Count(values.itemsize, values.numel(), values.data_ptr())
+    _library().gather_linear_count(ctypes.byref(count))  # type: ignore[union-attr]
+    return int(count.count)
+
+
+def gather_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, results: torch.Tensor) -> None:
+    """Fills `results`, in the dtype of the weight.
+
+    Args:
+        inputs: [samples, inputs], contiguous, in the dtype of the weight, half precision or uint8.
+        weight: [outputs, inputs] in float32 or float64, with strides (1, `row_of_panels(outputs)`).
+        bias: [outputs], contiguous, or None.
+        results: [samples, outputs], contiguous.
+    """
+    (samples, width), outputs, threads = inputs.shape, len(weight), _number_of_threads(results)
+    _, panel, block, most = _layout(_library(), "gather_linear")
+    across = -(-threads * most // max(samples, most))  # so that no thread goes without
+    columns = -(-outputs // (panel * across)) * panel
+    terms = min(samples, most) * min(width, block) + 1
+    scratch = torch.empty(threads, terms, 2, dtype=weight.dtype)
+    tensors = map(_pointer, (inputs, weight, bias, results, scratch))
+    storage = 0 if inputs.dtype == weight.dtype else _STORAGES[inputs.dtype]
+    gather = _Gather(samples, width, outputs, weight.stride(1), columns, terms, storage, *tensors)
+    _run("gather_linear", gather, weight.dtype, threads)

@@ -43,6 +43,7 @@ from srm_triton.functions import (
     transforms_active,
 )
 from srm_triton.levels import KEEPS, Keep, decode, encode, mark
+from srm_triton.ops.gather_linear import gather_linear
 from srm_triton.ops.srm_scan import (
     Gradient,
     Scan,
@@ -79,7 +80,8 @@ class Linear:
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """[samples, in_features] to [samples, out_features]."""
-        return F.linear(samples, *tensors)
+        gathered = None if needs_gradient(samples, *tensors) else gather_linear(samples, *tensors)
+        return F.linear(_as_computed(samples, tensors), *tensors) if gathered is None else gathered
 
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`."""
@@ -106,7 +108,7 @@ class Convolution:
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """[samples, in_channels, ...] to [samples, out_channels, ...]."""
         convolve: Callable[..., Tensor] = CONVOLUTIONS[len(self.stride)]
-        return convolve(samples, *tensors, self.stride, self.padding, self.dilation, self.groups)
+        return convolve(_as_computed(samples, tensors), *tensors, self.stride, self.padding, self.dilation, self.groups)
 
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`; the scale is taken by the weight, which is smaller."""
@@ -138,7 +140,7 @@ class ModuleMap:
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What the module returns, its hooks included."""
-        current: Tensor = self.module(samples)
+        current: Tensor = self.module(_as_computed(samples, tensors))
         return current
 
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
@@ -280,7 +282,7 @@ def _as(gradient: Tensor, like: Tensor | None) -> Tensor:
 
 def _current(inputs: Tensor, affine: Map, tensors: tuple[Tensor | None, ...], time_axis: int, repeats: bool) -> Tensor:
     distinct = inputs.narrow(time_axis, 0, 1) if repeats else inputs
-    current = affine(_as_computed(distinct.flatten(0, 1), tensors), *tensors).unflatten(0, distinct.shape[:2])
+    current = affine(distinct.flatten(0, 1), *tensors).unflatten(0, distinct.shape[:2])
     return current.expand(*inputs.shape[:2], *current.shape[2:]) if repeats else current
 
 
