@@ -40,7 +40,7 @@ def in_integers(weight: Tensor) -> Function:
     """Weights as whole numbers of 21 bits for each output, in three products of int8, of which two are shifted."""
     if DEVICE.type != "cpu":
         raise UnavailableError("measured on the CPU")
-    scale = weight.abs().amax(1) / (1 << 20)
+    scale = weight.abs().amax(1) / (63 << 14)
     whole, parts = (weight / scale[:, None]).round().to(torch.int32), []
     for _ in range(3):
         low = (whole + 64 & 127) - 64

@@ -31,29 +31,29 @@ typedef struct {
     const void *values;
 } Count;
 
-#define COUNT(type)                                                    \
+#define COUNT(type, sign)                                              \
     for (int64_t start = 0; start < count->count; start += 1 << 14) {  \
         uint32_t found = 0;                                            \
         int64_t end = start + (1 << 14);                               \
         end = end < count->count ? end : count->count;                 \
         for (int64_t i = start; i < end; i++)                          \
-            found += ((const type *)count->values)[i] != 0;            \
+            found += (type)(((const type *)count->values)[i] << sign) != 0; \
         total += found;                                                \
     }
 
-/* Counts patterns of bits that are not 0. */
+/* Counts what is not 0, nor −0 of floats, whose first bit is their sign. */
 EVERY_VECTOR_WIDTH
 void gather_linear_count(Count *count)
 {
     int64_t total = 0;
     if (count->size == 1)
-        COUNT(uint8_t)
+        COUNT(uint8_t, 0)
     else if (count->size == 2)
-        COUNT(uint16_t)
+        COUNT(uint16_t, 1)
     else if (count->size == 4)
-        COUNT(uint32_t)
+        COUNT(uint32_t, 1)
     else
-        COUNT(uint64_t)
+        COUNT(uint64_t, 1)
     count->count = total;
 }
 

@@ -612,7 +612,7 @@ def row_of_panels(outputs: int) -> int:
 
 
 def count_nonzero(values: torch.Tensor) -> int:
-    """How many values of a contiguous tensor are not 0, but for −0, which counts."""
+    """How many values of a contiguous tensor, of floats or bytes, are not 0."""
     count = _Count(values.itemsize, values.numel(), values.data_ptr())
     _library().gather_linear_count(ctypes.byref(count))  # type: ignore[union-attr]
     return int(count.count)

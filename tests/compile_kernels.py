@@ -114,7 +114,6 @@ def scan_backward(
     state: bool = False,
     output: bool = False,
     time_axis: int = 1,
-    spike_dtype: torch.dtype | None = None,
 ) -> Callable[[], None]:
     like = torch.empty_like(current)
     wide = accumulator_dtype(current.dtype)
@@ -124,7 +123,7 @@ def scan_backward(
     none = empty(0, dtype=wide)
     return partial(
         srm_scan.backward,
-        current.to(spike_dtype or current.dtype),
+        current,
         handed,
         current,
         parameters.pack(current),
@@ -150,9 +149,8 @@ def scan_launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Call
     per_channel = SRMParameters(threshold=torch.ones(64))
     if dtype == torch.float32:
         current = empty(16, 1000, 4096)
-        yield "", scan_forward(current, spike_dtype=torch.uint8)
-        yield "", scan_forward(current, keep=True, spike_dtype=torch.bfloat16)
-        yield ":event", scan_backward(current, "event", spike_dtype=torch.bfloat16)
+        yield "other", scan_forward(current, spike_dtype=torch.uint8)
+        yield "other", scan_forward(current, keep=True, spike_dtype=torch.bfloat16)
     for steps, (state, output) in itertools.product((8, 1000)[not in_full :], ((False, False), (True, True))):
         for shape, parameters in (
             ((16, steps, 4096), SRMParameters()),

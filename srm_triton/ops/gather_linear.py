@@ -59,10 +59,11 @@ def gather_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     """
     if weight.stride(0) != 1 or traced() or not (weight.is_cpu and _serves(weight)):
         return None
-    if weight.stride(1) != native.row_of_panels(len(weight)) or not inputs.is_contiguous():
+    if weight.stride(1) != native.row_of_panels(len(weight)) or autocast_of(weight) is not None:
         return None
-    if inputs.dtype not in (weight.dtype, *_SMALL) or autocast_of(weight) is not None:
+    if inputs.dtype not in (weight.dtype, *_SMALL):
         return None
+    inputs = inputs.contiguous()
     if native.count_nonzero(inputs) * _MOST > inputs.numel():
         return None
     results = weight.new_empty(len(inputs), len(weight))
