@@ -39,8 +39,8 @@ def in_order(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> np.ndarray:
 SHAPES = [
     (1, BLOCK + 7, PANEL + 1),
     (3, 700, 100),
-    (SAMPLES + 5, 1100, 3 * PANEL - 1),
-    (2 * SAMPLES, 3 * BLOCK, PANEL),
+    (SAMPLES + 5, BLOCK + 1, 3 * PANEL - 1),
+    (9, 3 * BLOCK, PANEL),
     (0, 1100, 64),
 ]
 
@@ -183,11 +183,9 @@ def test_what_trains_is_dense(monkeypatch):
     assert len(calls) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch's own tracing
-def test_compiled_and_exported_layers_are_dense(monkeypatch):
+def test_exported_layers_are_dense():
     layer, inputs = SRMLinear(700, 100, SRMParameters(threshold=3.0)).eval(), drawn(8, 700, 1)[0].view(2, 4, 700)
     with torch.no_grad():
         expected = layer(inputs)
         program = torch.export.export(nn.Sequential(layer), (inputs,)).module()
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-        assert torch.equal(program(inputs), expected) and torch.equal(compiled(inputs), expected)
+        assert torch.equal(program(inputs), expected) and "gather" not in str(program.graph)
