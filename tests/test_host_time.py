@@ -1,5 +1,6 @@
 """What a small layer costs the host: operations that PyTorch dispatches, launch plans, in place of times."""
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -63,6 +64,15 @@ def test_a_layer_adds_its_products(gradient, requires_grad):
     products = {"aten::mm": 2, "aten::addmm": 1} if gradient == "event" else {"aten::mm": 3}
     empty = {"aten::new_empty": 1} if gradient == "event" else {}
     assert found == {"srm_triton::srm_scan": 1, "srm_triton::srm_scan_backward": 1, **products, **empty, **ITEMS}
+
+
+@pytest.mark.parametrize("layer", [SRMLinear(8, 8), SRMConv2d(2, 3, 3)])
+def test_normalising_the_weight_adds_an_operation_a_direction(layer):
+    inputs = torch.rand(2, 4, 8) if isinstance(layer, SRMLinear) else torch.rand(2, 4, 2, 6, 6)
+    plain = copy.deepcopy(layer)
+    plain.norm_weight = plain.norm_bias = None
+    added = dispatched(layer, inputs.requires_grad_()) - dispatched(plain, inputs)
+    assert added == {"srm_triton::batch_norm": 1, "srm_triton::batch_norm_backward": 1}
 
 
 def test_a_convolution_passes_over_its_inputs_gradient_once():
