@@ -268,6 +268,13 @@ def test_whole_networks(dtype):
             assert all(p.grad is not None for p in model.parameters())
 
 
+def test_averages_in_parts(monkeypatch):
+    monkeypatch.setattr("srm_triton.pooling._PART", 5 * 2 * 64)  # of 18 images
+    for pool in (SpikeAvgPool2d(2), SpikeAvgPool2d(3, 2, 1)):
+        assert torch.equal(pool(INPUTS.to(torch.uint8)), pool(INPUTS))
+        assert pool(INPUTS[:0].to(torch.uint8)).shape == pool(INPUTS[:0]).shape
+
+
 def test_averages_that_half_precision_would_round():
     spikes = (random(2, 3, 4, 9, 9) < 0).to(torch.bfloat16)
     expected = F.avg_pool2d(spikes.double().flatten(0, 1), 3).unflatten(0, (2, 3))
