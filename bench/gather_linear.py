@@ -21,7 +21,7 @@ CONVOLUTIONS = {"32 to 64 channels, 5 × 5": (32, 64, 5, 14), "64 to 64 channels
 
 
 def sums_of_rows(weight: Tensor) -> Function:
-    """What `SRMLinear` computes in evaluation up to one input in twelve, here at any rate."""
+    """What `SRMLinear` computes in evaluation up to one input in eight, here at any rate."""
     rows = by_inputs(weight)
     if rows is weight:
         raise UnavailableError("serves large weights on the CPU, where the C library was built")

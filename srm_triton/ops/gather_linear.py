@@ -3,9 +3,9 @@
     outputs[n] = bias + Σ inputs[n, i]·weight[:, i]        over the inputs i of sample n that are not 0
 
 so that work falls with the firing rate. For it a weight lies in memory input by input (`by_inputs`), which the dense
-product of PyTorch reads as well; the layers keep their normalised weight so in evaluation. Up to one input in twelve
-this was the faster for every size of `bench/gather_linear.py` (break-even at one in ten to one in five); above that,
-and for small weights, the dense product serves. Each output is summed from the first input to the last: it rounds as
+product of PyTorch reads as well; the layers keep their normalised weight so in evaluation. Up to one input in eight
+this was the faster for every size of `bench/gather_linear.py` (break-even at one in five and more); above that, and for
+small weights, the dense product serves. Each output is summed from the first input to the last: it rounds as
 sums in another order do, the same for any number of samples and threads.
 """
 
@@ -19,7 +19,7 @@ from srm_triton.precision import autocast_of
 
 _SMALLEST = 1 << 16  # values of a weight
 _NARROWEST = 64  # outputs
-_MOST = 12  # inputs, of which one may be other than 0
+_MOST = 8  # inputs, of which one may be other than 0
 _SMALL = (torch.bfloat16, torch.float16, torch.uint8, torch.bool)
 
 
