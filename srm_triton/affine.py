@@ -497,8 +497,7 @@ def map_inputs(
 def _ways(inputs: Tensor, rules: Rules, time_axis: int) -> tuple[bool, bool]:
     """Whether inputs receive the time path, and whether they are mapped once, as they repeat."""
     # transforms hide what needs a gradient
-    wanted = torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
-    split = rules.splits and wanted and inputs.is_floating_point()
+    split = rules.splits and torch.is_grad_enabled() and (inputs.requires_grad or transforms_active())
     # inputs mapped once would receive the gradient of all steps at the first
     return split, _repeats(inputs, time_axis) and (split or not inputs.requires_grad)
 

@@ -41,13 +41,15 @@ SHAPES = [
     (3, 700, 100),
     (SAMPLES + 5, BLOCK + 1, 3 * PANEL - 1),
     (9, 3 * BLOCK, PANEL),
+    (5, 700, 5 * PANEL + 3),
     (0, 1100, 64),
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_is_the_sum_in_the_order_of_inputs(shape, dtype, number_of_threads):
+def test_it_is_the_sum_in_the_order_of_inputs(shape, dtype, number_of_threads, monkeypatch):
+    monkeypatch.setattr(native, "_PARALLEL_FROM", 1)
     spikes, weight, bias = drawn(*shape, dtype=dtype)
     values = spikes * torch.randn(spikes.shape).to(dtype)  # and −0
     for inputs in (spikes, values, values.t().contiguous().t()):
@@ -170,17 +172,28 @@ def test_pieces_and_single_steps_are_those_of_the_whole(monkeypatch):
     assert sum(calls) > 60
 
 
-def test_what_trains_is_dense(monkeypatch):
-    """A weight that lies so in training too has its gradients."""
-    calls = seen(monkeypatch)
+def test_a_weight_that_lies_so_in_training_has_its_gradients():
     spikes, weight, _ = drawn(8, 1024, 100)
-    results = []
-    for given in (weight, by_inputs(weight)):
-        leaf = given.detach().requires_grad_()
-        srm_linear(spikes.view(2, 4, 1024), leaf, SRMParameters(threshold=5.0)).sum().backward()
-        results.append(leaf.grad)
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-    assert len(calls) == 2
+    for compute in (
+        lambda layer, x: srm_linear(x, layer.weight, SRMParameters(threshold=5.0)),
+        lambda layer, x: layer.current(x),
+    ):
+        results = []
+        for given in (weight, by_inputs(weight)):
+            layer = SRMLinear(1024, 100, weight_norm=False)
+            layer.weight = nn.Parameter(given)
+            compute(layer, spikes.view(2, 4, 1024)).square().sum().backward()
+            results.append(layer.weight.grad)
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+        assert results[0].any()
+
+
+def test_what_is_counted():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        values = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.nan, torch.finfo(dtype).tiny] * 5000, dtype=dtype)
+        assert native.count_nonzero(values) == 20_000
+    assert native.count_nonzero(torch.tensor([0, 1, 128, 255] * 9000, dtype=torch.uint8)) == 27_000
+    assert native.count_nonzero(torch.tensor([True, False] * 9)) == 9
 
 
 def test_exported_layers_are_dense():
