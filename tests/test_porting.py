@@ -1,4 +1,4 @@
-"""What the porting guide says of other libraries: the same weights give the same spikes, and gradients, where it says so.
+"""What the porting guide says of other libraries: the same weights give the same spikes, and gradients where it says so.
 
 Each peer's network is evaluated by the peer's own code, in float64 but for snnTorch, whose spikes are float32.
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srm_triton import SRMAffine, SRMConv2d, SRMLinear, SRMNeuron, SRMParameters, SpikeAvgPool2d
+from srm_triton import SpikeAvgPool2d, SRMAffine, SRMConv2d, SRMLinear, SRMNeuron, SRMParameters
 
 functional = pytest.importorskip("spikingjelly.activation_based.functional")
 snntorch = pytest.importorskip("snntorch")
