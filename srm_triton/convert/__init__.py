@@ -1,0 +1,1 @@
+"""Networks of other libraries as layers of this package, and the reverse, where the mathematics agrees."""
