@@ -4,7 +4,7 @@
 of parts. A format then needs to know its own names of neurons only.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,16 @@ from srm_triton.parameters import SRMParameters
 from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
 from srm_triton.recurrent import SRMRecurrent
+
+
+@dataclass(frozen=True)
+class Before:
+    """What stands before neurons of another library."""
+
+    dtype: torch.dtype
+    """In which it computes."""
+    space: int = 0
+    """Number of its axes behind the channels."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def split(network: nn.Module) -> dict[str, Part]:
             parts[name] = _flatten(name, module, -1)
         elif type(module) is nn.Linear:
             parts[name] = module
-        elif not _is_identity(name, module):
+        elif not _is_identity(name, module, type(module)):
             raise TypeError(
                 f"network must consist of layers of this package, SpikeAvgPool2d, nn.Flatten and nn.Linear, in "
                 f"nn.Sequential, got {type(module).__name__} at {name!r}"
@@ -130,14 +140,14 @@ def leaves(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def plain_parts(
     network: nn.Module,
-    neurons: Callable[[str, nn.Module, torch.dtype], Neurons | None],
+    neurons: Callable[[str, nn.Module, Before], Neurons | None],
     kinds: Mapping[type[nn.Module], type[nn.Module]] | None = None,
 ) -> dict[str, Part]:
     """The parts of another library's network, batch normalisation taken into the weights before it.
 
     Args:
         network: modules of `torch.nn` and of that library, in nested `nn.Sequential`s, or one of them.
-        neurons: what a module with a name is, behind a map of a dtype; None for what are no neurons.
+        neurons: what a module with a name is, by what stands before it; None for what is no neuron.
         kinds: what else counts as a module of `torch.nn`.
 
     Raises:
@@ -145,35 +155,40 @@ def plain_parts(
         ValueError: for modules in training that are then not the same at every step, or nothing to normalise.
     """
     parts: dict[str, Part] = {}
-    dtype, before = torch.get_default_dtype(), ""
+    before, last = Before(torch.get_default_dtype()), ""
     for name, module in leaves(network):
         kind = (kinds or {}).get(type(module), type(module))
-        found = neurons(name, module, dtype)
+        found = neurons(name, module, before)
         if found is not None:
-            parts[f"{name}_neurons" if name in parts else name] = found
+            parts[name] = found
         elif kind in LAYERS:
-            dtype = cast("Any", module).weight.dtype
-            if dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"{name}: must have weights in float32 or float64, got {dtype}")
-            parts[name] = affine_like(cast("Affine", module), cast("Affine", module).weight, kind)
+            affine = cast("Affine", module)
+            if affine.weight.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"{name}: must have weights in float32 or float64, got {affine.weight.dtype}")
+            before = Before(affine.weight.dtype, 0 if kind is nn.Linear else affine.weight.dim() - 2)
+            parts[name] = affine_like(affine, affine.weight, kind)
         elif kind in _NORMALIZATIONS:
-            parts[before] = _normalised(name, cast("nn.BatchNorm2d", module), parts.get(before))
+            parts[last] = _normalised(name, cast("nn.BatchNorm2d", module), parts.get(last))
             continue
-        elif kind in (nn.AvgPool2d, nn.Flatten):
+        elif kind is nn.AvgPool2d:
             parts[name] = module
-        elif not _is_identity(name, module):
+        elif kind is nn.Flatten:
+            parts[name], before = module, Before(before.dtype)
+        elif not _is_identity(name, module, kind):
             raise TypeError(
                 f"network must consist of nn.Linear, convolutions, batch normalisation, nn.AvgPool2d, nn.Flatten and "
                 f"neurons, in nn.Sequential, got {type(module).__name__} at {name!r}"
             )
-        before = name
+        else:
+            continue
+        last = name
     return parts
 
 
 def affine_like(module: Affine, weight: Tensor, kind: type[nn.Module]) -> Affine:
     """The map of `torch.nn` with the sizes and the bias of a module, and a copy of another weight."""
     names = ["in_features", "out_features"]
-    if kind is not nn.Linear:
+    if not issubclass(kind, nn.Linear):
         names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
         names.append("padding_mode")
     sizes = {name: getattr(module, name) for name in names}
@@ -242,11 +257,11 @@ def _flatten(name: str, flatten: nn.Flatten, further: int) -> nn.Flatten:
     return nn.Flatten(*dims)
 
 
-def _is_identity(name: str, module: nn.Module) -> bool:
-    """Whether a module does nothing; dropout in evaluation."""
-    if not isinstance(module, _IDENTITIES):
+def _is_identity(name: str, module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does nothing, as dropout in evaluation."""
+    if kind not in _IDENTITIES:
         return False
-    if module.training and not isinstance(module, nn.Identity):
+    if module.training and kind is not nn.Identity:
         raise ValueError(f"{name}: must not drop outputs, got {type(module).__name__} in training; call .eval() first")
     return True
 
@@ -259,17 +274,3 @@ def _normalised(name: str, norm: nn.BatchNorm2d, affine: Part | None) -> Affine:
     if not isinstance(affine, nn.Module) or type(affine) not in LAYERS:
         raise ValueError(f"{name}: must stand behind an affine map, got {type(affine).__name__} before it")
     return fusion.fuse_conv_bn_eval(cast("Any", affine).eval(), norm)
-
-
-def uniform(name: str, what: str, values: Iterable[Tensor]) -> list[float]:
-    """One number of each tensor.
-
-    Raises:
-        ValueError: if one of them has several values; `what` says who has one.
-    """
-    numbers = []
-    for value in values:
-        if not (value == value.flatten()[0]).all():
-            raise ValueError(f"{name}: must have one value for all neurons, as {what} has, got {value.tolist()}")
-        numbers.append(float(value.flatten()[0]))
-    return numbers
