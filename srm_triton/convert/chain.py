@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fusion, skip_init
+from torch.nn.utils import fusion
 
 from srm_triton.layers import LayerOptions, SRMAffine, SRMConv1d, SRMConv2d, SRMConv3d, SRMLinear
 from srm_triton.networks import DropoutOverTime
@@ -192,8 +192,7 @@ def affine_like(module: Affine, weight: Tensor, kind: type[nn.Module]) -> Affine
         names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
         names.append("padding_mode")
     sizes = {name: getattr(module, name) for name in names}
-    like = {"device": weight.device, "dtype": weight.dtype}
-    affine = cast("Affine", skip_init(kind, **sizes, bias=module.bias is not None, **like))
+    affine = cast("Affine", kind(**sizes, bias=module.bias is not None).to(weight.device, weight.dtype))
     _copy(affine, weight, module.bias)
     return affine
 
