@@ -1,4 +1,4 @@
-"""What the porting guide says of other libraries: the same weights give the same spikes, and gradients where it says so.
+"""What the porting guide says of other libraries: equal weights give equal spikes, and gradients where it says so.
 
 Each peer's network is evaluated by the peer's own code, in float64 but for snnTorch, whose spikes are float32.
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srm_triton import SpikeAvgPool2d, SRMAffine, SRMConv2d, SRMLinear, SRMNeuron, SRMParameters
+from srm_triton import SpikeAvgPool2d, SRMAffine, SRMConv2d, SRMLinear, SRMNeuron, SRMParameters, srm_membrane
 
 functional = pytest.importorskip("spikingjelly.activation_based.functional")
 snntorch = pytest.importorskip("snntorch")
@@ -270,6 +270,54 @@ def test_iaf_cell_of_norse() -> None:
         outputs.append(spikes)
     own = SRMNeuron(SRMParameters(math.inf, 1.0))(inputs)
     assert torch.equal(torch.stack(outputs, 1), own)
+
+
+def test_alpha_of_snntorch_responds_a_step_later() -> None:
+    tau_m, tau_s = 10.0, 4.0
+    alpha, beta = 1 - 1 / tau_m, 1 - 1 / tau_s
+    current = torch.rand(BATCH, STEPS, HIDDEN) * 0.1  # of which none fires
+    neuron = snntorch.Alpha(alpha, beta, threshold=1e6)
+    state, potentials = neuron.reset_mem(), []
+    for x in current.unbind(1):
+        _, *state = neuron(x, *state)
+        potentials.append(state[2])
+    own = srm_membrane(current, SRMParameters(tau_m, tau_s))
+    c = tau_m / (tau_m - tau_s)
+    scale = (math.log(alpha) / (math.log(beta) - math.log(alpha)) + 1) / c
+    theirs = torch.stack(potentials, 1)
+    assert not theirs[:, 0].any()
+    torch.testing.assert_close(theirs[:, 1:], scale * own[:, :-1], rtol=2e-5, atol=2e-6)
+
+
+def test_potentials() -> None:
+    """Of neurons that do not fire: an `SRMReadout` behind the same map."""
+    tau_m, tau_s = 10.0, 5.0
+    current = torch.rand(BATCH, STEPS, HIDDEN)
+    theirs = norse.LI()(current.transpose(0, 1))[0].transpose(0, 1)
+    own = srm_membrane(current, SRMParameters(tau_m, tau_s))
+    torch.testing.assert_close(theirs, own * tau_s / tau_m, rtol=3e-8, atol=0)  # its rates are float32
+    leaky = neuron.NonSpikingLIFNode(TAU)
+    leaky.step_mode = "s"
+    potentials = [leaky(x) for x in current.unbind(1)]
+    own = srm_membrane(current, SRMParameters(TAU, 1.0)) / TAU
+    torch.testing.assert_close(torch.stack(potentials, 1), own, rtol=1e-12, atol=0)
+
+
+def test_potentials_of_snntorch() -> None:
+    leaky, current = snntorch.Leaky(0.8, reset_mechanism="none"), torch.rand(BATCH, STEPS, HIDDEN)
+    membrane, potentials = leaky.reset_mem(), []
+    for x in current.unbind(1):
+        _, membrane = leaky(x, membrane)
+        potentials.append(membrane)
+    assert torch.equal(torch.stack(potentials, 1), srm_membrane(current, SRMParameters(5.0, 1.0)))
+
+
+def test_which_fire_at_the_threshold_itself() -> None:
+    at = torch.ones(1, 1, dtype=torch.float32)
+    assert neuron.IFNode()(at) == 1
+    assert norse.IAFCell()(at)[0] == 0
+    assert snntorch.Leaky(0.5)(at)[0] == 0
+    assert SRMNeuron(SRMParameters(math.inf, 1.0))(at[:, None]) == 0
 
 
 def test_the_guide_s_layers_are_the_guide_s_neurons() -> None:
