@@ -1,8 +1,15 @@
-"""The pages of the documentation as tests: each runs in a folder of its own, where its code may write files."""
+"""Pages of the documentation as tests: each runs in a folder of its own, where its code may write files.
+
+The guides have commands between their code; `tests/test_guides.py` runs both.
+"""
+
+from pathlib import Path
 
 import pytest
 
+collect_ignore_glob = ["guides/*.md"]
+
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(str(tmp_path))
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)

@@ -9,22 +9,30 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from srm_triton.cli import main
+from srm_triton.training import load_recipe
 
-GUIDES = Path(__file__).parent.parent / "docs" / "guides"
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of each block."""
-    return _BLOCK.findall(page.read_text(encoding="utf-8"))
+DOCS = Path(__file__).parent.parent / "docs"
+GUIDES = sorted((DOCS / "guides").glob("*.md"))
 
 
-PAGES = [page for page in sorted(GUIDES.glob("*.md")) if any(language == "sh" for language, _ in blocks(page))]
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
+    """At which it begins in its page, from 0."""
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield Block(found[1], found[2], text.count("\n", 0, found.start(2)))
 
 
 def run_command(line: str) -> int:
@@ -33,45 +41,44 @@ def run_command(line: str) -> int:
     if program == "srm-triton":
         return main(arguments)
     assert program == "torchrun", f"no way to run {line!r}"
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], timeout=120).returncode
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], timeout=300).returncode
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_a_reader_gets_through(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for language, text in blocks(page):
+    for language, text, line in blocks(page):
         if language == "python" and ">>>" in text:
-            examples = doctest.DocTestParser().get_doctest(text, names, page.name, str(page), 0)
-            results = doctest.DocTestRunner().run(examples, clear_globs=False)
-            names.update(examples.globs)
-            assert not results.failed
+            examples = doctest.DocTestParser().get_doctest(text, names, page.name, str(page), line)
+            assert not doctest.DocTestRunner().run(examples, clear_globs=False).failed
+            names = examples.globs
         elif language == "python":
             Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
         elif language == "sh":
-            for line in text.replace("\\\n", " ").splitlines():
-                assert run_command(line) == 0, line
+            for command in text.replace("\\\n", " ").splitlines():
+                assert run_command(command) == 0, command
+        else:
+            assert language == "toml", f"{page.name}, line {line}: nothing runs a block of {language!r}"
 
 
-def test_the_pages_link_to_what_exists() -> None:
-    """Files and headings, as a Git host names these."""
-    for page in sorted(GUIDES.parent.rglob("*.md")):
-        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-            if re.match(r"[a-z]+:", target):
-                continue
-            name, _, anchor = target.partition("#")
-            path = (page.parent / name).resolve() if name else page
-            assert path.exists(), f"{page}: {target}"
-            if anchor:
-                headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-                assert anchor in slugs, f"{page}: {target}"
+def test_the_recipe_of_the_guide_is_one(tmp_path: Path) -> None:
+    recipes = [block.text for page in GUIDES for block in blocks(page) if block.language == "toml"]
+    assert len(recipes) == 1
+    (tmp_path / "recipe.toml").write_text(recipes[0], encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.toml").augmentation.crop == 2
 
 
-def test_every_block_is_run() -> None:
-    """No block of code but in a language that a test runs, and TOML, which is read."""
-    for page in sorted(GUIDES.glob("*.md")):
-        for language, text in blocks(page):
-            assert language in ("python", "sh", "toml"), f"{page}: {language}"
-            if language == "python" and ">>>" not in text:
-                assert page in PAGES, f"{page}: a script that no command runs"
+@pytest.mark.parametrize("page", [*DOCS.rglob("*.md"), DOCS / "tutorial.ipynb"], ids=lambda page: page.stem)
+def test_links_lead_to_what_exists(page: Path) -> None:
+    """To files, and to headings as a Git host names them."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, target
