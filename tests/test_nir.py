@@ -249,7 +249,8 @@ def test_graphs_of_snntorch():
     own = {"reset_mechanism": "zero", "init_hidden": True}
     recurrent = snntorch.RLeaky(0.75, linear_features=4, threshold=0.4, reset_delay=False, **own)
     recurrent.recurrent = nn.Linear(4, 4, bias=False)
-    theirs = nn.Sequential(nn.Linear(6, 5), snntorch.Leaky(0.875, threshold=0.3, **own), nn.Linear(5, 4), recurrent)
+    leaky = snntorch.Leaky(torch.full((5,), 0.875), threshold=torch.full((5,), 0.3), **own)
+    theirs = nn.Sequential(nn.Linear(6, 5), leaky, nn.Linear(5, 4), recurrent)
     inputs = torch.rand(2, 30, 6)
     graph = snntorch_export(theirs, inputs[:, 0], ignore_dims=[0])
     utils.reset(theirs)
