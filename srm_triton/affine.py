@@ -34,6 +34,7 @@ from srm_triton.functions import (
     transforms_active,
 )
 from srm_triton.levels import KEEPS, Keep, decode, encode, mark
+from srm_triton.ops.batch_norm import batch_norm, check_vector, normalise, normalise_backward
 from srm_triton.ops.srm_scan import Gradient, Scan, Surrogate, check_fits, check_gradient, needs_gradient
 from srm_triton.parameters import SRMParameters, SRMState, check_parameters, stack_state, unstack_state
 from srm_triton.precision import as_autocast, autocast_of
@@ -45,6 +46,10 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 class Map(Protocol):
     """An affine map of samples [samples, ...], with the tensors that it is made of."""
+
+    @property
+    def eps(self) -> float | None:
+        """If given, the tensors are weight, bias, gain and offset, and the weight is normalised (see `applied`)."""
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What it maps the samples to; autograd sees all of it."""
@@ -59,6 +64,8 @@ class Map(Protocol):
 @dataclass(frozen=True)
 class Linear:
     """A matrix product with a weight and a bias or None."""
+
+    eps: float | None = None
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """[samples, in_features] to [samples, out_features]."""
@@ -85,6 +92,7 @@ class Convolution:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    eps: float | None = None
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """[samples, in_channels, ...] to [samples, out_channels, ...]."""
@@ -118,6 +126,8 @@ class ModuleMap:
 
     modes: tuple[bool, ...] = ()
     """Which of its parts are in training, for the layer that runs it again in the backward."""
+
+    eps = None
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What the module returns, its hooks included."""
@@ -190,12 +200,15 @@ class _MapAndFire(Function):
     def forward(
         inputs: Tensor, constants: Tensor, initial: Tensor | None, how: _Joint, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
+        applied, statistics = _applied(how, tensors)
         again = how.lean and isinstance(how.affine, ModuleMap)
         with refuse_random_numbers("affine with keep='spikes'", inputs.device) if again else nullcontext():
-            current = _current(inputs, how.affine, tensors, how.scan.time_axis, how.repeats)
+            current = _current(inputs, how.affine, applied, how.scan.time_axis, how.repeats)
         check_fits(current, constants, initial, how.scan.time_axis)
         results = how.scan.forward(current, constants, initial)
-        return tuple(results) if how.lean else (*results, current)
+        if how.lean:
+            return tuple(results)
+        return (*results, current) if statistics is None else (*results, current, applied[0], statistics)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -204,36 +217,39 @@ class _MapAndFire(Function):
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
         ctx.count = len(tensors)
+        saved: tuple[Tensor, ...] = (mapped,)
         if ctx.how.lean:
             saved, ctx.form = encode(mapped)
-            ctx.save_for_backward(constants, initial, *tensors, *kept, *saved)
-        else:
-            ctx.save_for_backward(constants, initial, *tensors, *kept, mapped)
+        ctx.coded = len(saved)
+        ctx.save_for_backward(constants, initial, *tensors, *saved, *kept)
 
     @staticmethod
     @once_differentiable("spiking layers")
     def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> Gradients:
         how: _Joint = ctx.how
-        axis = how.scan.time_axis
         constants, initial, *rest = saved
-        tensors, rest = rest[: ctx.count], rest[ctx.count :]
+        given, rest = rest[: ctx.count], rest[ctx.count :]
+        coded, kept = tuple(rest[: ctx.coded]), rest[ctx.coded :]
         if how.lean:
-            coded = 1 if ctx.form is None else 2
-            kept, inputs = rest[:-coded], decode(rest[-coded:], ctx.form)
-            if isinstance(how.affine, ModuleMap):
-                how.affine.check_again()
-            with torch.no_grad(), as_autocast(inputs, how.autocast):
-                current = _current(inputs, how.affine, tuple(tensors), axis, how.repeats)
+            inputs = decode(coded, ctx.form)
+            tensors, current, statistics = _compute_again(how, inputs, given)
         else:
-            *kept, current, inputs = rest
+            inputs, tensors, statistics = coded[0], given, None
+            if how.affine.eps is not None:
+                *kept, weight, statistics = kept
+                tensors = weight, given[1]
+            *kept, current = kept
         of_inputs, of_constants, of_initial, _, *of_tensors = ctx.needs_input_grad
         needed = of_inputs and not how.split, *of_tensors
+        if statistics is not None:
+            of_weight, of_bias, *of_norm = of_tensors
+            needed = needed[0], of_weight or any(of_norm), of_bias
         asked = [any(needed), of_inputs and how.split, of_initial, of_constants]
         dtype = current.dtype
         weight_path, time_path, grad_initial, grad_constants = how.scan.backward(
             gradients, current, constants, initial, kept, asked
         )
-        del current  # as below: each is as large as the sequence
+        del current, kept  # as below: each is as large as the sequence
         samples, shape = inputs.flatten(0, 1), inputs.shape[:2]
         originals = inputs, *tensors
         runs_again = isinstance(how.affine, ModuleMap)
@@ -244,16 +260,64 @@ class _MapAndFire(Function):
         if weight_path is not None:
             distinct = samples
             if how.repeats:
-                weight_path = weight_path.sum(axis, keepdim=True)
-                distinct = samples.unflatten(0, shape).narrow(axis, 0, 1).flatten(0, 1)
+                weight_path = weight_path.sum(how.scan.time_axis, keepdim=True)
+                distinct = samples.unflatten(0, shape).narrow(how.scan.time_axis, 0, 1).flatten(0, 1)
             with as_autocast(inputs, how.autocast) if runs_again else nullcontext():
                 found = how.affine.derivatives(weight_path.flatten(0, 1), distinct, needed, *tensors)
             del weight_path
         if time_path is not None:
             found = how.affine.transpose(time_path.flatten(0, 1), samples, how.scale, *tensors), *found[1:]
-        given = [None if g is None else _as(g, o) for g, o in zip(found, originals, strict=True)]
-        grad_inputs = None if given[0] is None else given[0].unflatten(0, shape)
-        return grad_inputs, grad_constants, grad_initial, None, *given[1:]
+        grad_inputs, *others = (None if g is None else _as(g, o) for g, o in zip(found, originals, strict=True))
+        if statistics is not None:
+            grad_weight, *of_norm = _normalise_backward(how, others[0], given, statistics)
+            others = [grad_weight, others[1], *of_norm]
+        grad_inputs = None if grad_inputs is None else grad_inputs.unflatten(0, shape)
+        return grad_inputs, grad_constants, grad_initial, None, *others
+
+
+def _applied(how: _Joint, tensors: Sequence[Tensor | None]) -> tuple[tuple[Any, ...], Tensor | None]:
+    """The tensors that the map takes, and the statistics by which the weight was normalised, if it was."""
+    if how.affine.eps is None:
+        return tuple(tensors), None
+    weight, bias, gain, offset = tensors
+    assert weight is not None
+    check_vector("norm_weight", gain, weight, 0)
+    check_vector("norm_bias", offset, weight, 0)
+    rows, statistics = normalise(_rows(weight), gain, offset, *_settings(how))
+    return (rows.view(weight.shape), bias), statistics
+
+
+def _normalise_backward(how: _Joint, grad: Tensor | None, given: Sequence[Any], statistics: Tensor) -> Gradients:
+    """The gradients of weight, gain and offset, given that of the normalised weight."""
+    weight, _, gain, offset = given
+    if grad is None:
+        return None, None, None
+    dim, eps, _, *others = _settings(how)
+    rows, of_norm = normalise_backward(_rows(grad), _rows(weight), gain, statistics, dim, eps, *others)
+    of_gain, of_offset = of_norm.unbind()
+    return rows.view(weight.shape), _as(of_gain, gain), _as(of_offset, offset)
+
+
+def _rows(weight: Tensor) -> Tensor:
+    return weight if weight.dim() == 2 else weight.flatten(1)
+
+
+def _settings(how: _Joint) -> tuple[Any, ...]:
+    return 1, how.affine.eps, 1, 1, True, how.scan.backend
+
+
+def normalise_fan_in(weight: Tensor, gain: Tensor | None, offset: Tensor | None, eps: float) -> Tensor:
+    """A weight [out_channels, ...] normalised over each fan-in; what is 0, as pruned, stays 0."""
+    return batch_norm(weight.flatten(1), gain, offset, dim=1, eps=eps, keep_zeros=True).view_as(weight)
+
+
+def _compute_again(how: _Joint, inputs: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Any, Tensor, Tensor | None]:
+    """What the map took, what it gave, and the statistics, as in the forward."""
+    if isinstance(how.affine, ModuleMap):
+        how.affine.check_again()
+    with torch.no_grad(), as_autocast(inputs, how.autocast):
+        applied, statistics = _applied(how, tensors)
+        return applied, _current(inputs, how.affine, applied, how.scan.time_axis, how.repeats), statistics
 
 
 def _as(gradient: Tensor, like: Tensor | None) -> Tensor:
@@ -381,6 +445,10 @@ def map_inputs(
         time_axis: 0 or 1.
     """
     split, repeats = _ways(inputs, rules, time_axis)
+    if affine.eps is not None:
+        weight, bias, gain, offset = tensors
+        assert weight is not None
+        tensors = normalise_fan_in(weight, gain, offset, affine.eps), bias
     current = _current(inputs.detach() if split else inputs, affine, tensors, time_axis, repeats)
     if not split:
         return current, None

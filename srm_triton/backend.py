@@ -91,11 +91,12 @@ def resolve_backend(
             it was not built or for GPU tensors.
         ValueError: for a device that is neither CPU nor CUDA (which includes ROCm).
     """
-    if device.type not in ("cpu", "cuda", "meta"):
+    kind = device.type
+    if kind not in ("cpu", "cuda", "meta"):
         raise ValueError(f"tensors must be on a cpu or cuda (NVIDIA or ROCm) device, got {device}")
-    if requested == "auto" and device.type == "cuda":
-        return "triton"
-    if requested == "triton" and device.type == "cpu":
+    if requested == "auto":
+        return "triton" if kind == "cuda" else "native" if has_native and native.problem() is None else "reference"
+    if requested == "triton" and kind == "cpu":
         from srm_triton.kernels import launch
 
         if not launch.interpreted():
@@ -104,10 +105,10 @@ def resolve_backend(
                 "is first imported, or move the tensors to a GPU"
             )
     if requested == "native":
-        if device.type == "cuda":
+        if kind == "cuda":
             raise RuntimeError(f"backend 'native' runs CPU tensors only, got tensors on {device}")
         if native.problem() is not None:
             raise RuntimeError(f"backend 'native' is not available: its C library is {native.problem()}")
     if requested == "triton":
         return "triton"
-    return "native" if has_native and requested != "reference" and native.problem() is None else "reference"
+    return "native" if has_native and requested == "native" else "reference"

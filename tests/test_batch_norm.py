@@ -10,7 +10,7 @@ from triton.runtime.interpreter import ReduceOps
 from srm_triton import use_backend
 from srm_triton.kernels import batch_norm as kernel
 from srm_triton.kernels import launch
-from srm_triton.ops.batch_norm import _backward, _normalise, batch_norm, batch_norm_with_statistics
+from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics, normalise, normalise_backward
 
 BACKENDS = ("reference", "native", "triton")
 EPS = 1e-5
@@ -279,9 +279,9 @@ def test_same_bits_in_every_run_and_for_every_memory_order_of_gradients(shape, d
 def test_opcheck(backend, affine, dim, device):
     inputs, weight, bias, grad = make((6, 4), dim, torch.float32, affine)
     matrix, weight, bias, grad = (None if t is None else t.to(device) for t in (inputs, weight, bias, grad))
-    torch.library.opcheck(_normalise, (matrix, weight, bias, dim, EPS, 1, 0, True, backend))
-    statistics = _normalise(matrix, weight, None, dim, EPS, 1, 0, True, backend)[1]
-    torch.library.opcheck(_backward, (grad, matrix, weight, statistics, dim, EPS, 1, True, backend))
+    torch.library.opcheck(normalise, (matrix, weight, bias, dim, EPS, 1, 0, True, backend))
+    statistics = normalise(matrix, weight, None, dim, EPS, 1, 0, True, backend)[1]
+    torch.library.opcheck(normalise_backward, (grad, matrix, weight, statistics, dim, EPS, 1, True, backend))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -1,5 +1,6 @@
 """What a small layer costs the host: operations that PyTorch dispatches, launch plans, in place of times."""
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from test_srm_scan import random, run
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from srm_triton import SRMConv2d, SRMLinear, SRMParameters, srm_scan
+from srm_triton import SpikeAvgPool2d, SRMAffine, SRMConv2d, SRMLinear, SRMParameters, SRMRecurrent, srm_scan
 from srm_triton.kernels import native
 from srm_triton.kernels.native import scan_plan
 
@@ -22,12 +24,16 @@ class Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.from_host: set[str] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name()
         if name not in FREE:
             self.found[name] += 1
-        return function(*args, **(kwargs or {}))
+        results = function(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, results)) if isinstance(each, torch.Tensor)]
+        self.from_host |= {name for tensor in tensors if tensor.is_cpu and tensor.dim()}
+        return results
 
 
 def dispatched(module: Any, inputs: torch.Tensor) -> Counter[str]:
@@ -65,6 +71,15 @@ def test_a_layer_adds_its_products(gradient, requires_grad):
     assert found == {"srm_triton::srm_scan": 1, "srm_triton::srm_scan_backward": 1, **products, **empty, **ITEMS}
 
 
+@pytest.mark.parametrize("layer", [SRMLinear(8, 8), SRMConv2d(2, 3, 3)])
+def test_normalising_the_weight_adds_an_operation_a_direction(layer):
+    inputs = torch.rand(2, 4, 8) if isinstance(layer, SRMLinear) else torch.rand(2, 4, 2, 6, 6)
+    plain = copy.deepcopy(layer)
+    plain.norm_weight = plain.norm_bias = None
+    added = dispatched(layer, inputs.requires_grad_()) - dispatched(plain, inputs)
+    assert added == {"srm_triton::batch_norm": 1, "srm_triton::batch_norm_backward": 1}
+
+
 def test_a_convolution_passes_over_its_inputs_gradient_once():
     """As a product with the inputs, in place; the factor 0.85 is taken by the weight."""
     layer = SRMConv2d(2, 3, 3, weight_norm=False)
@@ -72,6 +87,34 @@ def test_a_convolution_passes_over_its_inputs_gradient_once():
     assert found["aten::mul.Tensor"] == found["aten::mul_.Tensor"] == 1
     assert found["aten::convolution_backward"] == 2 and found["aten::convolution"] == 1
     assert sum(found.values()) == 7 + 2 + 1 + 2 + 2
+
+
+@pytest.mark.filterwarnings("ignore:inputs of a layer with keep")
+@pytest.mark.parametrize("keep", ["current", "spikes"])
+@pytest.mark.parametrize("gradient", ["event", "original", "surrogate"])
+def test_a_training_step_waits_for_no_device_and_copies_nothing_to_it(keep, gradient):
+    """As CUDA graphs need it: on the meta device, where no value can be looked at, all runs from there to there."""
+    options = {"keep": keep, "gradient": gradient}
+    model = torch.nn.Sequential(
+        SRMConv2d(2, 4, 3, learn=("threshold", "tau_m"), bias=True, **options),
+        SpikeAvgPool2d(2, **options),
+        torch.nn.Flatten(2),
+        SRMAffine(torch.nn.Linear(16, 12), **options),
+        SRMRecurrent(12, 8, gradient=gradient),
+        SRMLinear(8, 6, carry_scale=True, **options),
+        SRMLinear(6, 5, output=True, weight_norm=False, **options),
+    )
+    model = model.to("meta")
+    inputs = torch.empty(3, 4, 2, 6, 6, device="meta", requires_grad=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Count() as count:
+        model(inputs).sum(1).square().mean().backward()
+        optimizer.step()
+    assert count.from_host <= {
+        "aten::equal"
+    }  # of the host's random numbers, which a module behind `SRMAffine` may draw
+    assert not [name for name in count.found if "local_scalar" in name or "nonzero" in name]
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @needs_library

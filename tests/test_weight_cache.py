@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize, prune
 
-from srm_triton import SRMConv2d, SRMLinear, SRMRecurrent, layers
+from srm_triton import SRMConv2d, SRMLinear, SRMRecurrent, affine
 from srm_triton.weight_cache import WeightCache
 
 
@@ -17,8 +17,10 @@ from srm_triton.weight_cache import WeightCache
 def normalised(monkeypatch):
     """How many weights have been normalised so far."""
     calls = []
-    original = layers.batch_norm
-    monkeypatch.setattr(layers, "batch_norm", lambda *a, **options: calls.append(1) or original(*a, **options))
+    for name in ("batch_norm", "normalise"):  # alone, and as a part of a layer's operation
+        original = getattr(affine, name)
+        counted = lambda *a, original=original, **options: calls.append(1) or original(*a, **options)  # noqa: E731
+        monkeypatch.setattr(affine, name, counted)
     return lambda: len(calls)
 
 

@@ -9,6 +9,7 @@ from torch.nn.utils import skip_init
 from srm_triton.convert.chain import Neurons, split
 from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.srm_membrane import srm_membrane
+from srm_triton.parameters import SRMParameters
 
 
 def to_torch(network: nn.Module, *, batch_first: bool = True) -> nn.Sequential:
@@ -40,10 +41,10 @@ def to_torch(network: nn.Module, *, batch_first: bool = True) -> nn.Sequential:
             module = part if isinstance(part, nn.Linear) else _EachStep(part)
         elif not part.fires:
             module = _Potential(SRMNeuron(part.parameters, batch_first=batch_first))
-        else:
+        elif part.recurrent is None:
             module = SRMNeuron(part.parameters, gradient="surrogate", batch_first=batch_first)
-            if part.recurrent is not None:
-                module = _Recurrent(module, part.recurrent)
+        else:
+            module = _Recurrent(part.parameters, part.recurrent, batch_first)
         modules.add_module(name, module)
     return modules.train(network.training)
 
@@ -70,20 +71,20 @@ class _Potential(nn.Module):
         return srm_membrane(current, self.neuron.srm_parameters, batch_first=self.neuron.batch_first)
 
 
-class _Recurrent(nn.Module):
+class _Recurrent(SRMNeuron):
     """Neurons that receive their own spikes, a step later."""
 
-    def __init__(self, neuron: SRMNeuron, weight: Tensor) -> None:
-        super().__init__()
-        self.neuron = neuron
-        self.recurrent = skip_init(nn.Linear, *weight.shape, bias=False, device=weight.device, dtype=weight.dtype)
+    def __init__(self, parameters: SRMParameters, weight: Tensor, batch_first: bool) -> None:
+        super().__init__(parameters, gradient="surrogate", batch_first=batch_first)
+        like: Any = {"device": weight.device, "dtype": weight.dtype}
+        self.recurrent = skip_init(nn.Linear, *weight.shape, bias=False, **like)
         with torch.no_grad():
             self.recurrent.weight.copy_(weight)
 
-    def forward(self, current: Tensor) -> Tensor:
-        axis = 1 if self.neuron.batch_first else 0
+    def forward(self, current: Tensor) -> Tensor:  # type: ignore[override]
+        axis = 1 if self.batch_first else 0
         last, state, spikes = torch.zeros_like(current.narrow(axis, 0, 1)), None, []
         for t in range(current.shape[axis]):
-            last, state = self.neuron(current.narrow(axis, t, 1) + self.recurrent(last), state, return_state=True)
+            last, state = super().forward(current.narrow(axis, t, 1) + self.recurrent(last), state, return_state=True)
             spikes.append(last)
         return torch.cat(spikes, axis)

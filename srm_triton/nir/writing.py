@@ -21,7 +21,9 @@ def to_nir(
 ) -> nir.NIRGraph:
     """A network as a graph of NIR, which `nir.write` stores in a file.
 
-    Weights are those that the layers apply, normalised; constants of gradients are left out, and dropout too.
+    Weights are those that the layers apply, normalised; constants of gradients are left out, and dropout too. Files of
+    networks with kernels that are not square, or groups, need `nir.read(path, type_check=False)`: nir 1.0.8 takes the
+    shapes of their outputs for others.
 
     Args:
         network: layers of this package, in `nn.Sequential`, in evaluation if it holds dropout.
@@ -58,8 +60,10 @@ def to_nir(
                 nodes[f"{name}_recurrent"] = nir.Linear(_array(part.recurrent))
                 edges += [(name, f"{name}_recurrent"), (f"{name}_recurrent", name)]
         else:
-            nodes[name] = _map_node(name, part, values.shape[1:])
+            node = nodes[name] = _map_node(name, part, values.shape[1:])
+            node.input_type = {"input": np.array(values.shape[1:])}  # as nir takes kernels for square and ungrouped
             values = _apply(name, part, values, shape)
+            node.output_type = {"output": np.array(values.shape[1:])}
         edges.append((before, name))
         before = name
     nodes["output"] = nir.Output(np.array(values.shape[1:]))
@@ -74,6 +78,8 @@ def _array(tensor: Tensor) -> Any:
 
 def _apply(name: str, part: nn.Module, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     weight = next(part.parameters(), values)
+    if isinstance(part, nn.Conv1d | nn.Conv2d) and part.padding == "same":
+        part = type(part)(part.in_channels, part.out_channels, 1, device=weight.device, dtype=weight.dtype)
     try:
         with torch.no_grad():
             return cast("Tensor", part(values.to(weight.device, weight.dtype)))

@@ -97,7 +97,7 @@ def _reference_backward(
 
 
 @custom_op("batch_norm")
-def _normalise(
+def normalise(
     inputs: Tensor,
     weight: Vector,
     bias: Vector,
@@ -126,14 +126,14 @@ def _normalise(
     return outputs, statistics
 
 
-@fake_of(_normalise)
+@fake_of(normalise)
 def _allocate(inputs: Tensor, weight: Vector, bias: Vector, dim: int, *constants: Any) -> tuple[Tensor, Tensor]:
     statistics = inputs.new_empty((3, inputs.shape[1 - dim]), dtype=accumulator_dtype(inputs.dtype))
     return torch.empty_like(inputs), statistics
 
 
 @custom_op("batch_norm_backward")
-def _backward(
+def normalise_backward(
     grad_outputs: Tensor,
     inputs: Tensor,
     weight: Tensor | None,
@@ -162,7 +162,7 @@ def _backward(
     return grad_inputs, grad_affine
 
 
-@fake_of(_backward)
+@fake_of(normalise_backward)
 def _allocate_backward(
     grad_outputs: Tensor, inputs: Tensor, weight: Vector, statistics: Tensor, dim: int, *constants: Any
 ) -> tuple[Tensor, Tensor]:
@@ -198,8 +198,8 @@ def _map(op: Any, *feature_axes: int | None) -> None:
     torch.library.register_vmap(op, mapped)
 
 
-_map(_normalise, None, 0, 0)
-_map(_backward, None, None, 0, 1)
+_map(normalise, None, 0, 0)
+_map(normalise_backward, None, None, 0, 1)
 
 
 def _gradients(
@@ -212,7 +212,7 @@ def _gradients(
     gradient_correction: int,
     keep_zeros: bool,
 ) -> tuple[Tensor, Tensor]:
-    """What `_backward` returns, from operations that can be differentiated."""
+    """What `normalise_backward` returns, from operations that can be differentiated."""
     dtype, size = accumulator_dtype(inputs.dtype), inputs.shape[dim]
     x, dy = inputs.to(dtype), grad_outputs.to(dtype)
     if keep_zeros:
@@ -245,7 +245,9 @@ class _Gradients(Function):
         keep_zeros: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        return _backward(grad_outputs, inputs, weight, statistics, dim, eps, gradient_correction, keep_zeros, backend)
+        return normalise_backward(
+            grad_outputs, inputs, weight, statistics, dim, eps, gradient_correction, keep_zeros, backend
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -279,7 +281,7 @@ class _BatchNorm(Function):
         keep_zeros: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        return _normalise(inputs, weight, bias, dim, eps, correction, gradient_correction, keep_zeros, backend)
+        return normalise(inputs, weight, bias, dim, eps, correction, gradient_correction, keep_zeros, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -295,7 +297,7 @@ class _BatchNorm(Function):
         matrix, weight, statistics = ctx.saved_tensors
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # enabled by create_graph=True
             dim, eps, _, *others = ctx.constants
-            grad_inputs, grad_affine = _backward(grad_outputs, matrix, weight, statistics, dim, eps, *others)
+            grad_inputs, grad_affine = normalise_backward(grad_outputs, matrix, weight, statistics, dim, eps, *others)
         else:
             grad_inputs, grad_affine = _Gradients.apply(grad_outputs, matrix, weight, statistics, *ctx.constants)
         grad_weight = None if weight is None else grad_affine[0].to(weight.dtype)
@@ -391,8 +393,8 @@ def _checked_normalise(
     check_option("gradient", gradient, get_args(Gradient))
     check_option("keep_zeros", keep_zeros, (False, True))
     eps = check_number("eps", eps, 0, above=True)
-    _check_vector("weight", weight, inputs, 1 - dim)
-    _check_vector("bias", bias, inputs, 1 - dim)
+    check_vector("weight", weight, inputs, 1 - dim)
+    check_vector("bias", bias, inputs, 1 - dim)
     if inputs.shape[dim] <= correction:
         raise ValueError(
             f"inputs must have more than correction = {correction} entries on axis dim = {dim} for a variance, "
@@ -405,7 +407,13 @@ def _checked_normalise(
     return outputs, statistics
 
 
-def _check_vector(name: str, vector: Tensor | None, inputs: Tensor, axis: int) -> None:
+def check_vector(name: str, vector: Tensor | None, inputs: Tensor, axis: int) -> None:
+    """Checks that a scale or shift is [inputs.shape[axis]], in a dtype that goes with the inputs'.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another shape or device.
+    """
     if vector is None:
         return
     check_tensor(name, vector, "[features]")
