@@ -23,16 +23,18 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the arguments' descriptions say what they are
 autodoc_preserve_defaults = True
-python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shape", "notes_style"), ("Example", "example_style")]
 
-html_theme = "furo"
+html_theme = "pydata_sphinx_theme"
 html_title = "srm-triton"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
 html_css_files = ["site.css"]
-html_theme_options = {"navigation_with_keys": True}
-html_show_sphinx = False
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "show_prev_next": False}
+html_show_sphinx = html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("index", "start", "neuron", "search", "genindex")}
 
 
 def as_restructured_text(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
