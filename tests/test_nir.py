@@ -271,6 +271,11 @@ def branched():
     return nir.NIRGraph(nodes, [("input", "a"), ("input", "b"), ("a", "output"), ("b", "output")])
 
 
+def beside():
+    nodes = {"input": nir.Input(np.array([1])), "a": lif(), "b": lif(), "output": nir.Output(np.array([1]))}
+    return nir.NIRGraph(nodes, [("input", "a"), ("b", "a"), ("a", "output")], type_check=False)
+
+
 ONE = np.ones((1, 1))
 
 
@@ -294,6 +299,7 @@ ONE = np.ones((1, 1))
         (nir.NIRGraph.from_list(nir.Linear(ONE), nir.Linear(ONE), lif()), r"linear: must have neurons behind it"),
         (nir.NIRGraph.from_list(nir.Scale(np.ones(1)), lif()), r"scale: must be one of Affine, .*got Scale"),
         (nir.NIRGraph.from_list(nir.Delay(np.ones(1)), lif()), r"delay: must be one of Affine, .*got Delay"),
+        (beside(), r"graph must be a chain.*got \['b'\] beside it"),
         (branched(), r"graph must be a chain.*got 'input' with \['a', 'b'\]"),
         (
             nir.NIRGraph.from_list(nir.LIF(*(np.full((2, 3), v) for v in (5e-3, 5.0, 0)), np.eye(2, 3) + 1)),
