@@ -171,8 +171,7 @@ def test_nodes(node, decay_input, v_reset, dtype):
 
 def test_nodes_behind_convolutions():
     network = nn.Sequential(
-        layer.Conv2d(1, 4, 3, padding=1, bias=False),
-        layer.BatchNorm2d(4),
+        layer.SeqToANNContainer(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)),
         neuron.LIFNode(2.0, v_threshold=0.3),
         layer.AvgPool2d(2),
         layer.Flatten(),

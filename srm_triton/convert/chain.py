@@ -122,26 +122,26 @@ def join(parts: Mapping[str, Part], options: LayerOptions) -> nn.Sequential:
     return network
 
 
-def leaves(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules within `nn.Sequential`s, in their order, with names that have no dots.
+def leaves(network: nn.Module, *containers: type[nn.Module], name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules within `nn.Sequential`s and other containers, in their order, with names that have no dots.
 
     Raises:
         TypeError: for anything but a module.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
-    if type(network).forward is not nn.Sequential.forward:
-        yield "0", network
+    if type(network).forward is not nn.Sequential.forward and type(network) not in containers:
+        yield name or "0", network
         return
-    for name, module in network.named_children():
-        inner = type(module).forward is nn.Sequential.forward
-        yield from ((f"{name}_{below}", leaf) for below, leaf in leaves(module)) if inner else [(name, module)]
+    for key, module in network.named_children():
+        yield from leaves(module, *containers, name=f"{name}_{key}" if name else key)
 
 
 def plain_parts(
     network: nn.Module,
     neurons: Callable[[str, nn.Module, Before], Neurons | None],
     kinds: Mapping[type[nn.Module], type[nn.Module]] | None = None,
+    *containers: type[nn.Module],
 ) -> dict[str, Part]:
     """The parts of another library's network, batch normalisation taken into the weights before it.
 
@@ -149,6 +149,7 @@ def plain_parts(
         network: modules of `torch.nn` and of that library, in nested `nn.Sequential`s, or one of them.
         neurons: what a module with a name is, by what stands before it; None for what is no neuron.
         kinds: what else counts as a module of `torch.nn`.
+        *containers: what else counts as `nn.Sequential`.
 
     Raises:
         TypeError: for other modules, and dtypes other than float32 and float64.
@@ -156,7 +157,7 @@ def plain_parts(
     """
     parts: dict[str, Part] = {}
     before, last = Before(torch.get_default_dtype()), ""
-    for name, module in leaves(network):
+    for name, module in leaves(network, *containers):
         kind = (kinds or {}).get(type(module), type(module))
         found = neurons(name, module, before)
         if found is not None:
