@@ -223,6 +223,12 @@ def leaky(**options):
     return nn.Sequential(nn.Linear(4, 3), snn.Leaky(**{"beta": 0.5, **ZERO, **options}))
 
 
+def rleaky(recurrent):
+    module = snn.RLeaky(0.5, linear_features=3, reset_delay=False, **ZERO)
+    module.recurrent = recurrent
+    return module
+
+
 INHIBITED = leaky()
 INHIBITED[1].inhibition = True  # its constructor warns
 
@@ -283,6 +289,14 @@ def lif(**options):
             neuron.EIFNode(),
             TypeError,
             r"0: must be an IFNode.*got EIFNode, which has other equations",
+        ),
+        (from_snntorch, rleaky(nn.Linear(3, 3)), ValueError, r"0: must have recurrent.bias = 0"),
+        (from_snntorch, rleaky(nn.Conv2d(3, 3, 1)), ValueError, r"0: must have an nn.Linear of its spikes.*Conv2d"),
+        (
+            to_snntorch,
+            nn.Sequential(SRMReadout(4, 3, LEAKY), SRMLinear(3, 2, LEAKY)),
+            ValueError,
+            r"0_neurons: an SRMReadout must be the last layer",
         ),
         (to_snntorch, SRMLinear(4, 3), ValueError, r"0_neurons: Leaky has no synaptic current, tau_s must be 1"),
         (to_spikingjelly, SRMLinear(4, 3), ValueError, r"0_neurons: LIFNode has no synaptic current"),

@@ -208,7 +208,7 @@ def _copy(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
 def _layer(
     name: str, neurons: Neurons, before: tuple[str, Affine] | None, options: LayerOptions, *, last: bool
 ) -> tuple[str, nn.Module]:
-    if before is None and neurons.fires:
+    if before is None and neurons.fires and neurons.recurrent is None:
         allowed = ("learn", "gradient", "surrogate", "batch_first")
         chosen: Any = {key: value for key, value in options.items() if key in allowed}
         return name, SRMNeuron(neurons.parameters, **chosen)
