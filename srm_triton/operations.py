@@ -140,6 +140,7 @@ class _Counter:
             else self.affine.weight.dim() - 1
         )
         values = inputs.reshape(-1, *inputs.shape[-axes:])
+        values = values if values.is_floating_point() else values.float()
         self.calls += len(values)
         self.spiking &= bool(((values == 0) | (values.abs() == 1)).all())
         self.active = _active(values) + self.active.to(values.device)

@@ -378,6 +378,8 @@ def test_arguments():
         to_nir(SRMNeuron(LEAKY), 2, dt=-1e-3)
     with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module"):
         to_nir("network", 2)
+    with pytest.raises(TypeError, match=r"options must be among learn, gradient,.*got parameters"):
+        from_nir(graph, parameters=LEAKY)
     layers = from_nir(to_nir(chain(), 6), gradient="event", batch_first=False)
     assert [layer.rules.gradient for layer in layers] == ["event", "event"]
     assert [layer.rules.output for layer in layers] == [False, True]

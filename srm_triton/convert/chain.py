@@ -97,8 +97,11 @@ def join(parts: Mapping[str, Part], options: LayerOptions) -> nn.Sequential:
     """The layers that consist of these parts; those whose spikes are the network's output have ``output=True``.
 
     Raises:
+        TypeError: for an option that layers do not have.
         ValueError: for an affine map without neurons behind it, but for an `nn.Linear` at the end.
     """
+    if unknown := set(options) - LayerOptions.__optional_keys__:
+        raise TypeError(f"options must be among {', '.join(LayerOptions.__annotations__)}, got {min(unknown)}")
     options = {"gradient": "surrogate", **options}
     network, affine = nn.Sequential(), cast("tuple[str, Affine] | None", None)
     for number, (name, part) in enumerate(parts.items(), 1):
