@@ -304,17 +304,20 @@ def srm_scan_backward_kernel(
         _store_state(grad_constants, n, neurons, True, (to_membrane_decay, to_rise, to_threshold))
 
 
-def _neuron_a_thread(warp: int) -> list[Configuration]:
+def _neuron_a_thread(warp: int | None, *_: Any) -> list[Configuration]:
+    if warp is None:
+        return [Configuration(4096, 4)]
     return [Configuration(block, max(block // warp, 1)) for block in (128, 32, 64, 256)]
 
 
-def _up_to_two_a_thread(warp: int) -> list[Configuration]:  # more than the registers of the backward hold
-    return [*_neuron_a_thread(warp), Configuration(128, 64 // warp), Configuration(256, 128 // warp)]
+def _up_to_two_a_thread(warp: int | None, *_: Any) -> list[Configuration]:  # more than the backward's registers hold
+    two = [] if warp is None else [Configuration(128, 64 // warp), Configuration(256, 128 // warp)]
+    return _neuron_a_thread(warp) + two
 
 
-_SIZES, _INTERPRETED = "T ≤ {}, neurons ≤ 2^{}", Configuration(4096, 4)
-FORWARD = Tunable("srm_scan_forward", _SIZES, _up_to_two_a_thread, _INTERPRETED)
-BACKWARD = Tunable("srm_scan_backward", _SIZES, _neuron_a_thread, _INTERPRETED)
+_SIZES = "T ≤ {}, neurons ≤ 2^{}"
+FORWARD = Tunable("srm_scan_forward", _SIZES, _up_to_two_a_thread)
+BACKWARD = Tunable("srm_scan_backward", _SIZES, _neuron_a_thread)
 
 
 class _Neurons(NeuronOrder):

@@ -44,6 +44,7 @@ from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
 from srm_triton.recurrent import SRMRecurrent, SRMRecurrentState
 from srm_triton.resnet import SpikingResNet18_2D
+from srm_triton.tuning import tune
 
 __version__ = "0.2.0"
 
@@ -84,6 +85,7 @@ __all__ = [
     "srm_trace",
     "stepwise_cross_entropy",
     "time_constants",
+    "tune",
     "use_backend",
     "van_rossum_loss",
     "watch",
