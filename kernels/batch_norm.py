@@ -21,12 +21,12 @@ from . import launch
 from .configurations import Tunable
 
 TILE = 2048  # elements that a program holds at a time
-WHOLE = 8192  # the most that it holds where that spares a second pass, twice of adjacent samples; half in float64
+WHOLE = 8192  # the most that it holds where that spares a second pass, twice in one column of adjacent samples
 MAX_SPLITS = 64
 PROGRAMS = 512  # as many as fill a device
 SECTOR = 32  # bytes that a memory access moves at least
 MOST_WARPS = 16
-PER_WARP = 512  # elements, that registers hold; half in float64
+PER_WARP = 512  # elements; half in float64
 
 
 @triton.jit
@@ -370,19 +370,22 @@ def candidates(
     """
     samples, features = 1 << samples_exponent, 1 << features_exponent
     double = 1 + (dtype == torch.float64)
-    most = WHOLE * (1 + (adjacent == "samples")) // double  # addresses of other columns take registers
+    most = WHOLE // double**2
     target, programs = (most, 1) if warp is None else (TILE, PROGRAMS)  # interpreted programs cost the same
     narrowest = 1 if adjacent == "samples" else min(SECTOR // dtype.itemsize, features)
 
     def tile(rows: int, columns: int, splits: int = 1, warps: int = 1) -> Tile:
         return Tile(rows, columns, splits, min(max(rows * columns * double // PER_WARP, 1), MOST_WARPS) * warps)
 
+    def holds(rows: int, columns: int) -> bool:  # addresses of values that are not adjacent take registers
+        return rows * columns <= most * (1 + (adjacent == "samples" and columns == 1))
+
     def fits(tile: Tile) -> bool:
         return (
             narrowest <= tile.block_features <= features
             and 1 <= tile.splits <= min(samples // tile.block_samples, MAX_SPLITS)
             and tile.num_warps <= MOST_WARPS
-            and tile.block_samples * tile.block_features <= most
+            and holds(tile.block_samples, tile.block_features)
         )
 
     columns = 1 if adjacent == "samples" else min(32, features)
@@ -390,7 +393,7 @@ def candidates(
     splits = min(samples // rows, MAX_SPLITS, max(math.isqrt(samples // rows), programs // (features // columns)))
     split = tile(rows, columns, splits)
     wide = min(max(target // samples, narrowest), features)
-    if samples * wide <= most:
+    if holds(samples, wide):
         widths = wide // 2, wide * 2, wide // 4
         found = [tile(samples, wide, 1, warps) for warps in (1, 2, 4)] + [tile(samples, width) for width in widths]
         found.append(split)

@@ -3,7 +3,7 @@
 All loads of a chunk stand before the first use of one; the assembler may move some, but none behind the chunk's first
 result. The backward keeps nothing but the input current: it recomputes each chunk, last to first, from the state that
 the forward stored at the chunk's start. Neurons are counted in memory order without time, whatever their axes, so one
-compiled kernel serves every shape, layout and constant (on AMD, of tensors on one side of 2 GB).
+compiled kernel serves every shape, layout and constant; on AMD a second one serves launches with a tensor beyond 2 GB.
 Equations and names: `srm_triton/ops/srm_scan.py`.
 """
 
@@ -342,6 +342,7 @@ class _Neurons(NeuronOrder):
         """Launches a kernel over all neurons; `outputs` are those of its arguments that it fills."""
         steps, neurons, *_ = self.sizes
         chunk = srm_scan_chunk(steps, self.current.itemsize)
+        kernel = launch.for_sizes_of(kernel, arguments)
 
         def start(configuration: Configuration) -> None:
             kernel[triton.cdiv(neurons, configuration.block),](

@@ -315,7 +315,8 @@ def test_tiles_cover_the_matrix_within_bounds(warp, dtype):
             rows = tile.block_samples * taken
             assert (splits - 1) * rows < samples <= splits * rows
             elements = tile.block_samples * tile.block_features
-            a_thread = (32 if adjacent == "samples" and samples > 4096 else 16) // (1 + (dtype == torch.float64))
+            column = adjacent == "samples" and tile.block_features == 1
+            a_thread = (32 if column else 16) // (1 + (dtype == torch.float64))
             assert warp is None or elements <= a_thread * warp * tile.num_warps
             assert tile.num_warps <= 16 and 1 <= splits <= tile.splits <= kernel.MAX_SPLITS <= launch.MAX_GRID_Y
             run = tile.block_samples if adjacent == "samples" else tile.block_features
