@@ -1,14 +1,17 @@
 """Every kernel compiles for GPUs that this machine does not have, and takes no more of them than it did."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from occupancy import PROCESSORS, resident_warps
 
 from srm_triton.kernels import SRM_SCAN_RULES, launch
 
@@ -88,6 +91,18 @@ NARROW = {
 }
 
 
+# A model of the scan in float32 beyond one chunk: bytes that a neuron and step must move (tests/test_traffic.py), its
+# instructions, and the warps that a processor holds, of 64; on gfx942 of 32, which are twice as wide.
+MODEL = {
+    "srm_scan_forward": (8.75, {"sm_90": (36, 36), "gfx942": (37, 32)}),
+    "srm_scan_backward:event": (16.75, {"sm_90": (79, 12), "gfx942": (87, 16)}),
+    "srm_scan_backward:surrogate": (12.75, {"sm_90": (58, 24), "gfx942": (58, 16)}),
+}
+# Instructions of a lane that the processor issues in the time in which memory moves a byte: H100 SXM, 67 TFLOPS (two
+# operations an instruction) and 3.35 TB/s; MI300X, 304 compute units of 64 lanes at 2.1 GHz and 5.3 TB/s.
+BALANCE = {"sm_90": 67 / 2 / 3.35, "gfx942": 304 * 64 * 2.1e-3 / 5.3}
+
+
 def compile_kernels(cache: Path, *arguments: str) -> Any:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache)
@@ -104,17 +119,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
         every = [(target, dtype) for dtype in DTYPES for target in TARGETS if dtype != "float64" or target in FLOAT64]
         metafunc.parametrize(("target", "dtype"), every if metafunc.config.getoption("every_target") else USUAL)
+    if "gpu" in metafunc.fixturenames:
+        every = [(gpu, dtype) for gpu in IN_FULL for dtype in DTYPES]
+        metafunc.parametrize(("gpu", "element"), every if metafunc.config.getoption("every_target") else USUAL[:1])
 
 
 def test_contracts(target, dtype, tmp_path, pytestconfig):
     limits = {kernel: int(numbers[TARGETS.index(target)]) for kernel, name, *numbers in ROWS if name == dtype}
-    registers = dict.fromkeys(limits, 0)
+    registers, models = dict.fromkeys(limits, 0), defaultdict(list)
     every = pytestconfig.getoption("every_target")
     extent = ["full"] * (target in IN_FULL) if every else ["brief"]
     for row in compile_kernels(tmp_path, "every_kernel", target, dtype, *extent):
         kernel, kind = row["kernel"], row["kind"]
         name = kernel.removesuffix("_kernel") + kind * kind.startswith(":")
         registers[name] = max(registers[name], row["registers"])
+        resident = resident_warps(target, row["registers"], row["shared"], row["num_warps"])
+        models[name].append((row["instructions"], resident))
+        assert resident >= row["num_warps"], row
         assert row["spills"] == 0, row
         assert row["scalar_spills"] == 0 or row["large"], row  # every masked access takes a pair of AMD's scalars there
         assert row["shared"] <= SHARED.get(kernel, 0) * (1 + (dtype == "float64")), row
@@ -122,11 +143,25 @@ def test_contracts(target, dtype, tmp_path, pytestconfig):
         if kernel.startswith("srm_scan"):
             # a neuron a thread, in half the warps where a warp has 64; no division of float64 on NVIDIA goes without
             assert row["threads"] == 128 and row["axes"] == 1, row
+            assert row.get("waves") in (None, resident // PROCESSORS[target].parts), row  # which LLVM expects
             assert row["fused"] == 0 or (":" in name and dtype == "float64" and target.startswith("sm")), row
+    for name, (moved, of_targets) in MODEL.items() if dtype == "float32" and target in IN_FULL else ():
+        instructions, warps = min(models[name])
+        print(name, instructions, warps)
+        assert (math.ceil(instructions), warps) == of_targets[target], (name, instructions, warps)
+        assert instructions < moved * BALANCE[target], name  # memory, not arithmetic, takes the time
     for name, limit in limits.items():
         if not every and (name.endswith(",learn") or (name.endswith(":surrogate") and dtype != "float32")):
             continue
         assert min(limit, 1) <= registers[name] <= limit, (name, registers[name])
+
+
+def test_what_may_be_chosen_spills_nothing(gpu, element, tmp_path, pytestconfig):
+    """All configurations of the scan and all usual tiles of batch normalisation, or those that hold most."""
+    every = ["full"] * pytestconfig.getoption("every_target")
+    for row in compile_kernels(tmp_path, "configured", gpu, element, *every):
+        assert row["spills"] == row["scalar_spills"] == 0, row
+        assert resident_warps(gpu, row["registers"], row["shared"], row["num_warps"]) >= row["num_warps"], row
 
 
 @pytest.mark.parametrize("vendor", ["sm_90", "gfx942"])
