@@ -14,6 +14,7 @@ from bench.contenders import PEERS, SNNTORCH_LEAKY, PublishedLayer
 from bench.harness import DEVICE, WORK, Contender, Function, over
 from srm_triton import SpikingResNet18_2D, SRMConv2d, SRMLinear, calibrate_gain, spiking_network
 from srm_triton.layers import spiking_layers
+from srm_triton.levels import Keep
 
 # notation of the hidden layers, inputs at a step, and samples times steps
 CASES: dict[str, tuple[str, dict[str, int], int]] = {
@@ -22,6 +23,8 @@ CASES: dict[str, tuple[str, dict[str, int], int]] = {
     "spiking ResNet-18": ("ResNet-18", {"channels": 3, "height": 32, "width": 32}, 160),
 }
 STEPS = (5, 20, 100)
+LONG = {"100-6 x 500-10": ("500-500-500-500-500-500", {"features": 100}, 8000)}  # where memory matters most
+RUNS = [*itertools.product(STEPS, CASES), *itertools.product((1000,), LONG)]
 SCALE = max(1, WORK // 4)  # the published gradient of a weight is one product a sample, all kept at once
 MODES = {"training": True, "inference": False}
 Exchange = Callable[[nn.Linear | nn.Conv2d], nn.Module]
@@ -50,12 +53,12 @@ class InBFloat16(nn.Module):
             return self.network(inputs)
 
 
-def build(hidden: str, steps: int, width: int, *inputs: int) -> nn.Module:
+def build(hidden: str, steps: int, width: int, *inputs: int, keep: Keep = "current") -> nn.Module:
     """Our network."""
     if hidden == "ResNet-18":
-        return SpikingResNet18_2D(10, inputs[0], width=width)
+        return SpikingResNet18_2D(10, inputs[0], width=width, keep=keep)
     sizes = inputs if len(inputs) > 1 else inputs[0]
-    return spiking_network(hidden, sizes, 10, steps=steps, readout="spikes")
+    return spiking_network(hidden, sizes, 10, steps=steps, readout="spikes", keep=keep)
 
 
 def exchanged(network: nn.Module, exchange: Exchange) -> nn.Module:
@@ -83,24 +86,29 @@ def neurons_times_steps(network: nn.Module, inputs: Tensor) -> int:
 
 
 # An element is a neuron at a step.
-@over("steps, name, mode", itertools.product(STEPS, CASES, MODES))
+@over("steps, name, mode", [(*run, mode) for run in RUNS for mode in MODES])
 def test_network(measure, shrink, steps, name, mode):
-    hidden, sizes, samples = CASES[name]
+    hidden, sizes, samples = (CASES | LONG)[name]
     shape = shrink({"batch": SCALE * samples // steps, "steps": steps, "width of ResNet": 64} | sizes)
     batch, steps, width, *size = shape.values()
     inputs = (torch.rand(batch, steps, *size, device=DEVICE) < 0.1).float()
 
-    def network() -> nn.Module:
-        return build(hidden, steps, width, *size)
+    def network(keep: Keep = "current") -> nn.Module:
+        torch.manual_seed(0)  # so that those of ours compute the same
+        return build(hidden, steps, width, *size, keep=keep)
 
     def ready(module: nn.Module) -> nn.Module:
         return module.to(DEVICE).train(MODES[mode])
 
-    def ours() -> nn.Module:
+    def ours(keep: Keep = "current") -> nn.Module:
         """`spiking_network` with its defaults but spikes as the answer, and `SpikingResNet18_2D`."""
-        module = network().to(DEVICE)
+        module = network(keep).to(DEVICE)
         calibrate_gain(module, inputs)
         return ready(module)
+
+    def lean() -> nn.Module:
+        """The same with ``keep="spikes"``."""
+        return ours("spikes")
 
     def of(peer: Contender) -> Contender:
         def build() -> nn.Module:
@@ -129,6 +137,7 @@ def test_network(measure, shrink, steps, name, mode):
     contenders = [
         own,
         in_bfloat16(own),
+        *([Contender("srm-triton, lean", lean)] if MODES[mode] else []),
         *peers,
         in_bfloat16(peers[0]),
         Contender("published network", published, comparable=False),

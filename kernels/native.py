@@ -530,35 +530,29 @@ def _batch_norm(
     """On [samples, features]: dense as they are or transposed, or copied into that."""
     samples, features = inputs.shape
     dtype = statistics.dtype
-    matrices, vectors = (inputs, results, grad_outputs), (weight, bias)
-    # as weights of layers are, which are normalised by rows
-    if _are(matrices, dtype, (1, samples)) and _are(vectors, dtype, (1,)):
-        tensors = inputs, weight, bias, grad_outputs, results, statistics, grad_affine
-        packed = _PACK_NORM(samples, features, 1, 1, keep_zeros, eps, divisor, *map(_pointer, tensors), 0, 0)
-        _function(f"batch_norm_{direction}", dtype)(packed, _thread_pool(), _number_of_threads(inputs))
-        return
     by_rows = features < _NARROW or (samples > 1 and inputs.stride(0) == 1)
 
-    def dense(tensor: torch.Tensor) -> torch.Tensor:
-        return (tensor.t() if by_rows else tensor).to(statistics.dtype).contiguous()
+    def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None:
+            return None
+        return (tensor.t() if by_rows and tensor.dim() == 2 else tensor).to(dtype).contiguous()
 
-    def vector(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.to(statistics.dtype).contiguous()
-
-    own = results.t() if by_rows else results
-    in_place = own.is_contiguous() and own.dtype == statistics.dtype
-    filled = own if in_place else own.new_empty(own.shape, dtype=statistics.dtype)
-    tensors = [dense(inputs), vector(weight), vector(bias), None if grad_outputs is None else dense(grad_outputs)]
+    filled, own = results, None
+    matrices, vectors = (inputs, results, grad_outputs), (weight, bias)
+    if not (_are(matrices, dtype, (1, samples) if by_rows else (features, 1)) and _are(vectors, dtype, (1,))):
+        own = results.t() if by_rows else results
+        filled = own if own.dtype == dtype and own.is_contiguous() else own.new_empty(own.shape, dtype=dtype)
+        inputs, weight, bias, grad_outputs = map(dense, (inputs, weight, bias, grad_outputs))
     partials, fold = None, 1
     if not by_rows:
         _, columns, rows = _layout(_library(), "batch_norm")
         while samples % (2 * fold) == 0 and 2 * fold * features <= columns:
             fold *= 2
         partials = statistics.new_empty(-(-samples // (fold * rows)), 3, fold * features, dtype=torch.float64)
-    tensors += [filled, statistics, grad_affine, partials]
-    norm = _BatchNorm(samples, features, by_rows, fold, keep_zeros, eps, divisor, *map(_pointer, tensors))
-    _run(f"batch_norm_{direction}", norm, statistics.dtype, _number_of_threads(inputs))
-    if not in_place:
+    tensors = inputs, weight, bias, grad_outputs, filled, statistics, grad_affine, partials
+    packed = _PACK_NORM(samples, features, by_rows, fold, keep_zeros, eps, divisor, *map(_pointer, tensors), 0)
+    _function(f"batch_norm_{direction}", dtype)(packed, _thread_pool(), _number_of_threads(results))
+    if own is not None and own is not filled:
         own.copy_(filled)
 
 

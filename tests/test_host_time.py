@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_srm_scan import random, run
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from srm_triton import SRMConv2d, SRMLinear, SRMParameters, srm_scan
+from srm_triton import SpikeAvgPool2d, SRMAffine, SRMConv2d, SRMLinear, SRMParameters, SRMRecurrent, srm_scan
 from srm_triton.kernels import native
 from srm_triton.kernels.native import scan_plan
 
@@ -23,12 +24,16 @@ class Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.from_host: set[str] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name()
         if name not in FREE:
             self.found[name] += 1
-        return function(*args, **(kwargs or {}))
+        results = function(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, results)) if isinstance(each, torch.Tensor)]
+        self.from_host |= {name for tensor in tensors if tensor.is_cpu and tensor.dim()}
+        return results
 
 
 def dispatched(module: Any, inputs: torch.Tensor) -> Counter[str]:
@@ -82,6 +87,34 @@ def test_a_convolution_passes_over_its_inputs_gradient_once():
     assert found["aten::mul.Tensor"] == found["aten::mul_.Tensor"] == 1
     assert found["aten::convolution_backward"] == 2 and found["aten::convolution"] == 1
     assert sum(found.values()) == 7 + 2 + 1 + 2 + 2
+
+
+@pytest.mark.filterwarnings("ignore:inputs of a layer with keep")
+@pytest.mark.parametrize("keep", ["current", "spikes"])
+@pytest.mark.parametrize("gradient", ["event", "original", "surrogate"])
+def test_a_training_step_waits_for_no_device_and_copies_nothing_to_it(keep, gradient):
+    """As CUDA graphs need it: on the meta device, where no value can be looked at, all runs from there to there."""
+    options = {"keep": keep, "gradient": gradient}
+    model = torch.nn.Sequential(
+        SRMConv2d(2, 4, 3, learn=("threshold", "tau_m"), bias=True, **options),
+        SpikeAvgPool2d(2, **options),
+        torch.nn.Flatten(2),
+        SRMAffine(torch.nn.Linear(16, 12), **options),
+        SRMRecurrent(12, 8, gradient=gradient),
+        SRMLinear(8, 6, carry_scale=True, **options),
+        SRMLinear(6, 5, output=True, weight_norm=False, **options),
+    )
+    model = model.to("meta")
+    inputs = torch.empty(3, 4, 2, 6, 6, device="meta", requires_grad=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Count() as count:
+        model(inputs).sum(1).square().mean().backward()
+        optimizer.step()
+    assert count.from_host <= {
+        "aten::equal"
+    }  # of the host's random numbers, which a module behind `SRMAffine` may draw
+    assert not [name for name in count.found if "local_scalar" in name or "nonzero" in name]
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @needs_library

@@ -233,6 +233,8 @@ def test_the_contenders_are_measured(tmp_path, monkeypatch):
     records = {name: record for name, record in case["contenders"].items() if "skipped" not in record}
     expected = {"srm-triton", "srm-triton, bfloat16", "published network", "products alone", "products alone, bfloat16"}
     assert next(iter(case["contenders"])) == "srm-triton" and expected <= records.keys()
+    lean = records.pop("srm-triton, lean")
+    assert 0 < lean["kept_bytes"] < records["srm-triton"]["kept_bytes"] / 2
     assert all(record["peak_bytes"] > record["kept_bytes"] > 3 for record in records.values())
     assert 4 * 0.99 <= records["products alone"]["kept_bytes"] <= 4  # of each hidden neuron its output, for the weight
     assert records["published network"]["kept_bytes"] > 12 > records["srm-triton, bfloat16"]["kept_bytes"]

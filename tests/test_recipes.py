@@ -61,6 +61,7 @@ def test_what_a_file_says_and_leaves_out(tmp_path):
         time_constants = [5, 3.5, 2]
         learn = ["tau_m"]
         padding = 1
+        keep = "spikes"
         [loss]
         name = "count_loss"
         desired = 4
@@ -76,7 +77,16 @@ def test_what_a_file_says_and_leaves_out(tmp_path):
     expected = Recipe(
         seed=3,
         data=Data("my/images"),
-        network=Network("4C3-P2-20", 5, "spikes", "event", time_constants=(5.0, 3.5, 2.0), learn=("tau_m",), padding=1),
+        network=Network(
+            "4C3-P2-20",
+            5,
+            "spikes",
+            "event",
+            time_constants=(5.0, 3.5, 2.0),
+            learn=("tau_m",),
+            padding=1,
+            keep="spikes",
+        ),
         loss=Loss("count_loss", {"desired": 4.0, "undesired": 0.5}),
         optimizer=Optimizer(learning_rate=1.0),
         augmentation=Augmentation(normalization=(0.1, 0.3)),
@@ -96,6 +106,7 @@ def test_what_a_file_says_and_leaves_out(tmp_path):
     assert change_recipe(recipe, asdict(recipe)) == recipe
     network = build_network(recipe, (2, 8, 8), 7)
     assert network.conv1.weight.shape == (4, 2, 3, 3) and network.hidden1.weight.shape == (20, 64)
+    assert network.hidden1.rules.keep == "spikes"
     assert network.output.neuron.tau_s.eq(3.5).all() and network.output.neuron.tau_m.requires_grad
 
 

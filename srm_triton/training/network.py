@@ -46,6 +46,7 @@ def build_network(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Se
                 gradient=settings.gradient,
                 surrogate=settings.surrogate,
                 time_gradient_scale=settings.time_gradient_scale,
+                keep=settings.keep,
             )
         except (TypeError, ValueError) as error:
             raise RecipeError(f"[network] {error}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from srm_triton.data.frames import By, Values
+from srm_triton.levels import Keep
 from srm_triton.networks import Readout
 from srm_triton.ops.srm_scan import Gradient, Surrogate
 from srm_triton.training.fields import Range, Table, convert
@@ -63,6 +64,7 @@ class Network(Table):
         dropout: probability at which an output of a hidden layer is dropped.
         time_gradient_scale: factor on event gradients to spike times.
         spikes_per_neuron: in a sequence, to which the fresh network is calibrated; or ``"usual"``.
+        keep: what the backward holds on to: ``"current"``, or ``"spikes"`` to save memory.
     """
 
     notation: str = "256"
@@ -77,6 +79,7 @@ class Network(Table):
     dropout: Share = 0.0
     time_gradient_scale: Amount = 0.85
     spikes_per_neuron: Literal["usual"] | Positive = "usual"
+    keep: Keep = "current"
 
 
 @dataclass(frozen=True)
