@@ -8,7 +8,7 @@ from occupancy import resident_warps
     ("target", "registers", "shared", "num_warps", "warps"),
     [
         ("sm_90", 64, 0, 4, 32),  # 65,536 / (64 · 32)
-        ("sm_90", 65, 0, 4, 28),  # as 72
+        ("sm_90", 81, 0, 4, 20),  # as 88
         ("sm_90", 255, 0, 8, 8),
         ("sm_90", 255, 0, 16, 0),  # cannot be launched
         ("sm_90", 24, 0, 4, 64),  # all
@@ -20,7 +20,7 @@ from occupancy import resident_warps
         ("sm_120", 80, 0, 4, 24),
         ("sm_75", 40, 32 * 1024, 4, 8),
         ("gfx942", 64, 0, 2, 32),
-        ("gfx942", 91, 0, 2, 20),  # 5 waves a SIMD unit
+        ("gfx942", 81, 0, 2, 20),  # 5 waves a SIMD unit
         ("gfx942", 173, 0, 2, 8),
         ("gfx90a", 16, 0, 1, 32),
         ("gfx950", 64, 64 * 1024, 4, 8),
