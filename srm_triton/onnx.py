@@ -19,6 +19,7 @@ from torch.fx.experimental.const_fold import split_const_subgraphs
 
 from srm_triton.checks import check_tensor
 from srm_triton.data.files import optional_module
+from srm_triton.neuron import SRMNeuron
 from srm_triton.ops.srm_scan import Constants, Step, prepare_scan, take_steps
 from srm_triton.parameters import SRMState
 from srm_triton.recurrent import SRMRecurrent
@@ -52,7 +53,7 @@ def export(network: nn.Module, inputs: Tensor) -> torch.onnx.ONNXProgram:
     for package in ("onnx", "onnxscript"):
         optional_module(package, "onnx")
     fixed = any(isinstance(module, SRMRecurrent) for module in network.modules())
-    later = any(getattr(module, "batch_first", True) is False for module in network.modules())
+    later = any(isinstance(module, SRMNeuron) and not module.batch_first for module in network.modules())
     batch, time = (1, 0) if later else (0, 1)
     shapes = ({batch: Dim("batch")} if fixed else {batch: Dim("batch"), time: Dim("time")},)
     with torch.no_grad(), _quiet():

@@ -52,6 +52,10 @@ def spikes_like(*shape):
     return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(sum(shape))).float()
 
 
+def axes(program):
+    return [axis.dim_param for axis in program.model_proto.graph.input[0].type.tensor_type.shape.dim[:2]]
+
+
 @functools.cache
 def images_network():
     options = {"bias": True, "weight_norm": False, "parameters": PARAMETERS}
@@ -88,7 +92,7 @@ def test_the_file_holds_standard_operators_weights_once_and_named_axes():
     assert {one.domain for one in model.opset_import} <= {"", "ai.onnx"}
     operators = [node.op_type for node in model.graph.node]
     assert operators.count("Scan") == 2
-    assert [axis.dim_param for axis in model.graph.input[0].type.tensor_type.shape.dim[:2]] == ["batch", "time"]
+    assert axes(program) == ["batch", "time"]
     sizes = [np.prod(one.dims, dtype=int) for one in model.graph.initializer]
     assert sum(sizes) < 54 + 3 + 60 + 5 + 100  # and small constants
 
@@ -122,7 +126,9 @@ class Streamed(nn.Module):
 def test_time_first_in_float64_with_the_state_returned():
     layer = SRMNeuron(PARAMETERS, batch_first=False)
     current = torch.rand(9, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
-    spikes, membrane, synapse, trace = run(export(Streamed(layer).eval(), current), current)
+    program = export(Streamed(layer).eval(), current)
+    assert axes(program) == ["time", "batch"]
+    spikes, membrane, synapse, trace = run(program, current)
     expected, potentials = neurons(current.movedim(0, 1).numpy(), dtype=np.float64)
     np.testing.assert_array_equal(spikes, np.moveaxis(expected, 1, 0))
     np.testing.assert_array_equal(membrane, np.where(expected[:, -1], 0, potentials[:, -1]))
