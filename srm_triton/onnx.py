@@ -24,6 +24,8 @@ from srm_triton.ops.srm_scan import Constants, Step, prepare_scan, take_steps
 from srm_triton.parameters import SRMState
 from srm_triton.recurrent import SRMRecurrent
 
+__all__ = ["export"]
+
 
 def export(network: nn.Module, inputs: Tensor) -> torch.onnx.ONNXProgram:
     """A network in evaluation as a program of ONNX; its `save` writes the file.
