@@ -9,7 +9,7 @@ copyright = "the srm-triton authors, Apache-2.0"
 release = version = installed("srm-triton")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["conftest.py", "figures/*.py"]
+exclude_patterns = ["conftest.py", "figures/*.py", "packaging/*", "release.md"]  # for those who release
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of PyTorch, whose inventory lies elsewhere
 

@@ -16,7 +16,9 @@ from srm_triton import SRMParameters, srm_trace
 from srm_triton.cli import _parser
 
 ROOT = DOCS.parent
-PAGES = sorted({*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"} - set(GUIDES))
+PAGES = sorted(
+    {*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"} - {*GUIDES, *DOCS.glob("packaging/**/*.md")}
+)  # whose code test_hub_kernel.py runs
 SCRIPT = DOCS / "_static" / "neuron.js"
 
 
