@@ -143,7 +143,10 @@ class SRMNeuron(nn.Module):
             )
         value, raw = as_tensor(name, value).detach().to(torch.float64), self._parameters.get(f"raw_{name}")
         if raw is None:
-            return super().__setattr__(name, value.to(self._buffers[name].device))  # type: ignore[union-attr]
+            before: Any = self._buffers[name]
+            value = value.to(before.device)
+            # a number sets every channel, as state_dict and carry_scale know them
+            return super().__setattr__(name, value if value.dim() else value.expand_as(before).clone())
         if value.numel() not in (1, raw.numel()):
             raise ValueError(
                 f"{name} must hold one value or one for each of {raw.numel()} channels, got {value.numel()}"
