@@ -36,6 +36,7 @@ from srm_triton.losses import (
 from srm_triton.networks import spiking_network
 from srm_triton.neuron import SRMNeuron
 from srm_triton.normalization import BatchNorm1d
+from srm_triton.operations import synaptic_operations
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_membrane import srm_membrane
 from srm_triton.ops.srm_scan import SRMTrace, srm_scan, srm_trace
@@ -83,6 +84,7 @@ __all__ = [
     "srm_scan",
     "srm_trace",
     "stepwise_cross_entropy",
+    "synaptic_operations",
     "time_constants",
     "use_backend",
     "van_rossum_loss",

@@ -16,7 +16,7 @@ that the next epoch depends on, and it replaces the last one only once it is com
 """
 
 from srm_triton.training.checkpoint import Checkpoint, CheckpointError, EpochRecord, load_checkpoint
-from srm_triton.training.loop import CHECKPOINT, LEARNING_PLOT, METRICS, SAMPLE_PLOT, save_metrics, train
+from srm_triton.training.loop import CHECKPOINT, LEARNING_PLOT, METRICS, RUN_PLOT, SAMPLE_PLOT, save_metrics, train
 from srm_triton.training.network import build_network, record
 from srm_triton.training.objective import Loss
 from srm_triton.training.processes import Processes, processes, together
@@ -40,6 +40,7 @@ __all__ = [
     "CHECKPOINT",
     "LEARNING_PLOT",
     "METRICS",
+    "RUN_PLOT",
     "SAMPLE_PLOT",
     "Augmentation",
     "Checkpoint",
