@@ -1,0 +1,35 @@
+"""The documentation site: `make docs`."""
+
+from importlib.metadata import version as installed
+
+project = "srm-triton"
+copyright = "the srm-triton authors"
+release = version = installed("srm-triton")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["figures"]
+nitpick_ignore_regex = [("py:.*", ".*")]  # types of PyTorch, whose inventory lies elsewhere
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # tests run the notebook, and what it shows is stored in it
+nb_merge_streams = True
+
+default_role = "code"  # docstrings put names between single backticks
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say what arguments are
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = "srm-triton"
+html_favicon = "_static/icon.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_theme_options = {
+    "light_css_variables": {"neuron-synapse": "#0072b2", "neuron-membrane": "#c65300"},
+    "dark_css_variables": {"neuron-synapse": "#56b4e9", "neuron-membrane": "#ff8c42"},
+}
