@@ -1,6 +1,9 @@
 """The documentation site: `make docs`."""
 
 from importlib.metadata import version as installed
+from typing import Any
+
+from sphinx.application import Sphinx
 
 project = "srm-triton"
 copyright = "the srm-triton authors"
@@ -33,3 +36,16 @@ html_theme_options = {
     "light_css_variables": {"neuron-synapse": "#0072b2", "neuron-membrane": "#c65300"},
     "dark_css_variables": {"neuron-synapse": "#56b4e9", "neuron-membrane": "#ff8c42"},
 }
+
+
+def indented_blocks_are_literal(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """Docstrings indent equations as Markdown does, where reStructuredText would ask for two colons."""
+    for i in range(len(lines) - 1, 1, -1):
+        before, blank, line = lines[i - 2 : i + 1]
+        if line.startswith("    ") and not blank and before and not before.startswith((" ", ":", "..", "- ")):
+            lines[i:i] = ["::", ""]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", indented_blocks_are_literal)
