@@ -27,8 +27,8 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say what arguments are
 autodoc_preserve_defaults = True
-python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "srm-triton"

@@ -97,7 +97,9 @@ def findings(site: Path, pictures: Path) -> Iterator[str]:
         wrong: list[str] = []
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith((address, "data:")) else wrong.append(request.url))
+        page.on(
+            "request", lambda request: None if request.url.startswith((address, "data:")) else wrong.append(request.url)
+        )
         for name in sorted(str(path.relative_to(site)) for path in site.rglob("*.html") if "_static" not in path.parts):
             for device in DEVICES:
                 picture = pictures / f"{name.replace('/', '-').removesuffix('.html')}-{device}.png"
@@ -116,7 +118,8 @@ def main() -> int:
     pictures = site.parent / "pictures"
     pictures.mkdir(exist_ok=True)
     number = 0
-    for number, finding in enumerate(findings(site, pictures), 1):
+    for finding in findings(site, pictures):
+        number += 1
         print(finding)
     print(f"{number} findings in {site}; pictures of the pages are in {pictures}")
     return number > 0

@@ -1,4 +1,4 @@
-"""The built site without a browser, `python tests/check_site.py build/docs`: what it links to, loads and shows is there.
+"""What the built site links to, loads and shows, looked up without a browser: `python tests/check_site.py build/docs`.
 
 Every link within the site leads to a page, and to a place in it, that exists; nothing is loaded from elsewhere, so that
 the site works offline; every image has a text that says what it shows.
@@ -62,7 +62,9 @@ def missing(site: Path) -> Iterator[str]:
             elif link.fragment and unquote(link.fragment) not in pages[other].identifiers:
                 yield f"{name}: no place {target}"
     for path in sorted(site.rglob("*.css")):
-        for target in re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?(//[^\"')]+)", path.read_text(encoding="utf-8")):
+        for target in re.findall(
+            r"(?:url\(|@import)\s*[\"']?(?:https?:)?(//[^\"')]+)", path.read_text(encoding="utf-8")
+        ):
             yield f"{path.relative_to(site)}: loads {target}"
 
 

@@ -7,7 +7,6 @@ document.addEventListener("DOMContentLoaded", () => {
   set("aside.sidebar-drawer", "aria-label", "All pages");
   set("aside.toc-drawer", "aria-label", "On this page");
   set(".caption[role=heading]", "aria-level", "2");
-  set(".sig dl, .sig dd", "role", "presentation"); // arguments one a line, which define nothing
 
   const scrollable = document.querySelectorAll("pre, .table-wrapper");
   const reachByKey = () => {
