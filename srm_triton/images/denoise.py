@@ -173,7 +173,7 @@ def denoise_tv(
 ) -> Tensor | Denoised:
     """Removes noise and keeps edges: minimises F(u − image) + weight·‖∂u‖ over images u.
 
-    ‖∂u‖ is the total variation, the sum of |∂x u| + |∂y u| over pixels (equations: `srm_triton/ops/variation.py`).
+    ‖∂u‖ is the total variation, the sum of `|∂x u| + |∂y u|` over pixels (equations: `srm_triton/ops/variation.py`).
     Every image of a batch has penalties of its own and stops by itself, so its result does not depend on the others.
 
     Args:
@@ -187,7 +187,7 @@ def denoise_tv(
             pepper).
         edges: ``"mirrored"``, so that opposite edges have nothing to do with each other, or ``"periodic"`` for images
             that repeat; None for ``"mirrored"``, with ``method="seed"`` for ``"periodic"``, all that it knows.
-        isotropic: whether √(∂x u² + ∂y u²) takes the place of |∂x u| + |∂y u|, which favours no direction of edges.
+        isotropic: whether √(∂x u² + ∂y u²) takes the place of `|∂x u| + |∂y u|`, which favours no direction of edges.
         coupling: ``"channels"`` for one norm of all channels, so that their edges lie together: no fringes of colour;
             ``"none"`` for channels that have nothing to do with each other.
         mask: which pixels are known, bool in the shape of `image` or of its spatial axes; the others, whatever they
