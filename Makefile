@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts thorough mutants coverage lint docs bench bench-peers networks learning gpu clean
+.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu hub clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -34,11 +34,13 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 
 docs: $(VENV)/docs
-	$(BIN)/python -m pdoc --docformat google --output-directory build/docs srm_triton srm_triton.compat \
-	    srm_triton.data srm_triton.audit srm_triton.diagnosis srm_triton.ops.srm_scan srm_triton.ops.srm_membrane \
-	    srm_triton.ops.batch_norm srm_triton.affine srm_triton.layers srm_triton.recurrent srm_triton.pooling \
-	    srm_triton.losses srm_triton.training srm_triton.tuning srm_triton.ops.shrink srm_triton.ops.poisson \
-	    srm_triton.ops.sparse_linear srm_triton.images srm_triton.sparse srm_triton.regression
+	$(BIN)/python -m sphinx --builder html --nitpicky --fresh-env --fail-on-warning --keep-going --quiet \
+	    --doctree-dir build/doctrees docs build/docs
+	$(BIN)/python tests/check_site.py build/docs
+
+# the site in a browser: needs Chromium, of the system or by `.venv/bin/playwright install chromium`
+pages: $(VENV)/pages docs
+	$(BIN)/python tests/check_pages.py build/docs
 
 # these install other libraries to compare with, but for the first
 bench: $(VENV)/bench
@@ -57,12 +59,16 @@ learning: $(VENV)/peers
 gpu:
 	$(PYTHON) -m bench.gpu
 
+# the kernels as a project of Hugging Face's `kernels`
+hub:
+	$(PYTHON) docs/packaging/hub_kernel.py build/hub
+
 clean:
 	rm -rf $(VENV) build runs *.egg-info kernels/*.so
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
-$(addprefix $(VENV)/,demo test docs bench peers): $(VENV)/%: pyproject.toml constraints.txt $(wildcard kernels/*.c kernels/*.h) Makefile | $(VENV)/bin/pip
+$(addprefix $(VENV)/,demo test docs pages bench peers): $(VENV)/%: pyproject.toml constraints.txt $(wildcard kernels/*.c kernels/*.h) Makefile | $(VENV)/bin/pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]'
 	touch $@

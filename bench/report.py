@@ -62,9 +62,13 @@ def write(run: Run, folder: Path) -> None:
 
 
 def plots(results: Sequence[Case], folder: Path) -> None:
-    """Draws the cases of each operation."""
+    """Draws the cases of each operation, and how near they come to what memory allows."""
+    from srm_triton.plots import roofline
+
     for operation, cases in groupby(results, itemgetter("operation")):
         plot(operation, list(cases), folder)
+    if any("nanoseconds" in case["contenders"].get("copy", {}) for case in results):
+        roofline({"results": results}).figure.savefig(folder / "roofline.png", dpi=120)
 
 
 def page(runs: dict[str, Run]) -> str:

@@ -36,6 +36,7 @@ from srm_triton.losses import (
 from srm_triton.networks import spiking_network
 from srm_triton.neuron import SRMNeuron
 from srm_triton.normalization import BatchNorm1d
+from srm_triton.operations import synaptic_operations
 from srm_triton.ops.batch_norm import batch_norm
 from srm_triton.ops.srm_membrane import srm_membrane
 from srm_triton.ops.srm_scan import SRMTrace, srm_scan, srm_trace
@@ -44,6 +45,7 @@ from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
 from srm_triton.recurrent import SRMRecurrent, SRMRecurrentState
 from srm_triton.resnet import SpikingResNet18_2D
+from srm_triton.tuning import tune
 
 __version__ = "0.2.0"
 
@@ -83,7 +85,9 @@ __all__ = [
     "srm_scan",
     "srm_trace",
     "stepwise_cross_entropy",
+    "synaptic_operations",
     "time_constants",
+    "tune",
     "use_backend",
     "van_rossum_loss",
     "watch",

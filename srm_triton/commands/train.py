@@ -15,9 +15,9 @@ from srm_triton import training
 from srm_triton.backend import requested_backend, resolve_backend
 from srm_triton.commands.shared import INTERRUPTED, Commands, add_device, chosen_device
 from srm_triton.files import partial
-from srm_triton.training import CHECKPOINT, LEARNING_PLOT, METRICS, SAMPLE_PLOT, CheckpointError, RecipeError
+from srm_triton.training import CHECKPOINT, LEARNING_PLOT, METRICS, RUN_PLOT, SAMPLE_PLOT, CheckpointError, RecipeError
 
-RUN_FILES = (CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT)
+RUN_FILES = (CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT, RUN_PLOT)
 FLAGS: dict[str, tuple[str, Any, str]] = {
     "data": ("data.name", str, "data set, or a file or folder of images"),
     "data_folder": ("data.folder", str, "where a data set's files lie"),
@@ -59,6 +59,7 @@ def add_parser(commands: Commands) -> None:
         metavar="PART",
         help="exit with 1 if the test accuracy, from 0 to 1, is lower",
     )
+    parser.add_argument("--plots", action="store_true", help=f"also draw gradients and confused classes, {RUN_PLOT}")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
 
@@ -106,7 +107,7 @@ def _train(options: argparse.Namespace) -> int:
             return INTERRUPTED
         result = run.test()
         if first:
-            _report(run, result, folder)
+            _report(run, result, folder, plots=options.plots)
     if result.test_accuracy < options.minimum_accuracy:
         if first:
             print(
@@ -133,16 +134,18 @@ def _introduce(run: training.TrainingRun) -> None:
     )
 
 
-def _report(run: training.TrainingRun, result: training.Result, folder: Path) -> None:
-    from srm_triton.plots import plot_learning, plot_sample
+def _report(run: training.TrainingRun, result: training.Result, folder: Path, *, plots: bool) -> None:
+    from srm_triton.plots import plot_learning, plot_run, plot_sample
 
     held_out = run.recipe.schedule.hold_out
     training.save_metrics(run, result, folder / METRICS)
     plot_learning(run.history, folder / LEARNING_PLOT, evaluated="held-out" if held_out else "test")
     plot_sample(run.network, *run.sample(), folder / SAMPLE_PLOT)
+    if plots:
+        plot_run(run.report(), *run.predictions(), folder / RUN_PLOT)
     chosen = f"chosen on {held_out} held-out samples" if held_out else "the last; nothing was chosen by it"
     print(f"test accuracy {result.test_accuracy:.2%} after epoch {result.epoch}, {chosen}; {run.seconds:.1f} s")
-    for name in RUN_FILES:
+    for name in RUN_FILES if plots else RUN_FILES[:-1]:
         print(f"  {folder / name}")
 
 

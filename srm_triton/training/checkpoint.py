@@ -67,13 +67,14 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
     write_atomically(checkpoint.path, lambda temporary: torch.save(content, temporary))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint; `TrainingRun.resume` continues from it.
 
     Raises:
         OSError: if the file cannot be read.
         CheckpointError: if it is damaged, something else than a checkpoint, or of another version.
     """
+    path = Path(path)
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums

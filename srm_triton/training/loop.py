@@ -12,7 +12,8 @@ from srm_triton.files import write_atomically
 from srm_triton.training.processes import processes
 from srm_triton.training.run import Result, TrainingRun
 
-CHECKPOINT, METRICS, LEARNING_PLOT, SAMPLE_PLOT = "checkpoint.pt", "metrics.json", "learning.png", "sample.png"
+CHECKPOINT, METRICS, LEARNING_PLOT = "checkpoint.pt", "metrics.json", "learning.png"
+SAMPLE_PLOT, RUN_PLOT = "sample.png", "run.png"
 
 
 def train(run: TrainingRun, folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from srm_triton.data import LabelledImages, stratified_split
-from srm_triton.diagnosis import Finding, LearningReport, find_in_learning, watch
+from srm_triton.diagnosis import Finding, LearningReport, Report, find_in_learning, watch
 from srm_triton.encoders import encode_direct
 from srm_triton.initialization import calibrate_gain
 from srm_triton.layers import SRMLayer
@@ -216,21 +216,47 @@ class TrainingRun:
         """The accuracy on the test samples: after the epoch that the held-out samples chose, or after the last."""
         if not self.recipe.schedule.hold_out:
             return Result(self.history[-1].accuracy, len(self.history))
+        with self._chosen():
+            accuracy, _ = self._evaluate(self.data.test)
+        return Result(accuracy, max(self.history, key=lambda record: record.accuracy).epoch)
+
+    @torch.no_grad()
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """Predicted classes of the test samples, after the epoch of `test`, and their labels, both [samples]."""
+        parts = torch.arange(len(self.data.test)).split(self.recipe.schedule.batch_size)
+        with self._chosen(), self._autocast():
+            self.network.eval()
+            batches = self.data.test.batches(list(parts), self.device)
+            found = [(self._predict(self.network(self._prepare(inputs))), labels) for inputs, labels in batches]
+        predicted, labels = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+        return predicted, labels
+
+    @contextmanager
+    def _chosen(self) -> Iterator[None]:
+        """A block in which the network is that of the epoch that the held-out samples chose, if there are such."""
+        if not self.best_model:
+            yield
+            return
         last = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.best_model)
-        accuracy, _ = self._evaluate(self.data.test)
-        self.network.load_state_dict(last)
-        return Result(accuracy, max(self.history, key=lambda record: record.accuracy).epoch)
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(last)
 
     def diagnose(self) -> tuple[Finding, ...]:
         """What is conspicuous: in a pass of a batch, forward and backward, and in the history; it changes nothing."""
+        return (*self.report().findings, *find_in_learning(self._learned()))
+
+    def report(self) -> Report:
+        """What is seen in a pass of a training batch, forward and backward; it changes nothing."""
         first = torch.arange(min(self.recipe.schedule.batch_size, len(self.train_samples)))
         inputs, labels = next(self.train_samples.batches([first], self.device))
         self.network.train()
         with self._seeded(0), watch(self.network, show=None) as watcher:
             self._forward(self.network, inputs, labels)[1].backward()
         self.optimizer.zero_grad()
-        return (*watcher.report().findings, *find_in_learning(self._learned()))
+        return watcher.report()
 
     def sample(self, number: int = 0) -> tuple[Tensor, Tensor, int]:
         """A test sample as it is, as the network takes it ([1, time, ...]), and its class."""
