@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts thorough mutants coverage lint docs bench bench-peers networks learning gpu clean
+.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -34,11 +34,11 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 
 docs: $(VENV)/docs
-	$(BIN)/python -m pdoc --docformat google --output-directory build/docs srm_triton srm_triton.compat \
-	    srm_triton.data srm_triton.audit srm_triton.diagnosis srm_triton.ops.srm_scan srm_triton.ops.srm_membrane \
-	    srm_triton.ops.batch_norm srm_triton.affine srm_triton.layers srm_triton.recurrent srm_triton.pooling \
-	    srm_triton.losses srm_triton.training srm_triton.tuning srm_triton.ops.shrink srm_triton.ops.poisson \
-	    srm_triton.ops.sparse_linear srm_triton.images srm_triton.sparse srm_triton.regression
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs build/docs
+
+# the built site in a Chromium, which the system's packages or `.venv/bin/playwright install chromium` provide
+pages: $(VENV)/pages docs
+	$(BIN)/python tests/check_pages.py
 
 # these install other libraries to compare with, but for the first
 bench: $(VENV)/bench
@@ -63,6 +63,6 @@ clean:
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
-$(addprefix $(VENV)/,demo test docs bench peers): $(VENV)/%: pyproject.toml constraints.txt $(wildcard kernels/*.c kernels/*.h) Makefile | $(VENV)/bin/pip
+$(addprefix $(VENV)/,demo test docs pages bench peers): $(VENV)/%: pyproject.toml constraints.txt $(wildcard kernels/*.c kernels/*.h) Makefile | $(VENV)/bin/pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]'
 	touch $@
