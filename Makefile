@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu clean
+.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu hub clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
