@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu clean
+.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu hub clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -34,11 +34,13 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 
 docs: $(VENV)/docs
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs build/docs
+	$(BIN)/python -m sphinx --builder html --nitpicky --fresh-env --fail-on-warning --keep-going --quiet \
+	    --doctree-dir build/doctrees docs build/docs
+	$(BIN)/python tests/check_site.py build/docs
 
-# the built site in a Chromium, which the system's packages or `.venv/bin/playwright install chromium` provide
+# the site in a browser: needs Chromium, of the system or by `.venv/bin/playwright install chromium`
 pages: $(VENV)/pages docs
-	$(BIN)/python tests/check_pages.py
+	$(BIN)/python tests/check_pages.py build/docs
 
 # these install other libraries to compare with, but for the first
 bench: $(VENV)/bench
@@ -56,6 +58,10 @@ learning: $(VENV)/peers
 # with the PyTorch that $(PYTHON) has; installs nothing and needs no network
 gpu:
 	$(PYTHON) -m bench.gpu
+
+# the kernels as a project of Hugging Face's `kernels`
+hub:
+	$(PYTHON) docs/packaging/hub_kernel.py build/hub
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info kernels/*.so

@@ -3,51 +3,63 @@
 from importlib.metadata import version as installed
 from typing import Any
 
+from docutils import nodes
+from sphinx.application import Sphinx
+
 project = "srm-triton"
-author = "the srm-triton authors"
-copyright = "the srm-triton authors, Apache-2.0"
+copyright = "the srm-triton authors"
 release = version = installed("srm-triton")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["conftest.py", "figures/*.py"]
-nitpicky = True
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["figures", "packaging", "release.md"]
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of PyTorch, whose inventory lies elsewhere
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests run the notebook, and what it shows is stored in it
 nb_merge_streams = True
 
+copybutton_prompt_text = r">>> |\.\.\. "  # what is copied runs
+copybutton_prompt_is_regexp = True
+
 default_role = "code"  # docstrings put names between single backticks
 add_module_names = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the arguments' descriptions say what they are
+autodoc_typehints = "none"  # the docstrings say what arguments are
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Shape", "notes_style"), ("Example", "example_style")]
+napoleon_use_ivar = True
 
-html_theme = "pydata_sphinx_theme"
+html_theme = "furo"
 html_title = "srm-triton"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
-html_favicon = "_static/favicon.svg"
-html_context = {"default_mode": "auto"}
 html_css_files = ["site.css"]
-html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "show_prev_next": False}
-html_show_sphinx = html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "start", "neuron", "search", "genindex")}
+html_js_files = ["accessibility.js"]
+templates_path = ["_templates"]
+html_copy_source = False
+html_theme_options = {
+    "light_css_variables": {"neuron-synapse": "#0072b2", "neuron-membrane": "#c65300"},
+    "dark_css_variables": {"neuron-synapse": "#56b4e9", "neuron-membrane": "#ff8c42"},
+}
 
 
-def as_restructured_text(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Markdown's tables as those of reStructuredText, in which bars elsewhere would be substitutions."""
-    rows = [line for line in lines if line.startswith("|")]
-    if rows:
-        start = lines.index(rows[0])
-        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if not row.startswith("|-")]
-        table = [f"   {' ' if column else '*'} - {cell}" for row in cells for column, cell in enumerate(row)]
-        lines[start : start + len(rows)] = [".. list-table::", "   :header-rows: 1", "", *table, ""]
-    lines[:] = [line if ">>>" in line else line.replace("|", "\\|") for line in lines]
+def indented_blocks_are_literal(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """Docstrings indent equations as Markdown does, where reStructuredText would ask for two colons."""
+    for i in range(len(lines) - 1, 1, -1):
+        before, blank, line = lines[i - 2 : i + 1]
+        if line.startswith("    ") and not blank and before and not before.startswith((" ", ":", "..", "- ")):
+            lines[i:i] = [".. code-block:: text", ""]
 
 
-def setup(app: Any) -> None:
-    """Sphinx calls it."""
-    app.connect("autodoc-process-docstring", as_restructured_text, priority=400)
+def blocks_end_with_their_last_line(app: Sphinx, doctree: nodes.document) -> None:
+    """An example ends with an empty line, by which doctest knows where its output ends."""
+    for block in doctree.findall(nodes.literal_block):
+        block.rawsource = block.astext().rstrip("\n")
+        block[:] = [nodes.Text(block.rawsource)]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", indented_blocks_are_literal)
+    app.connect("doctree-read", blocks_end_with_their_last_line)

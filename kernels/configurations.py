@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +108,11 @@ def versions() -> list[str]:
         from triton import __version__ as triton_version  # its distribution has another name for ROCm
     except ImportError:
         triton_version = "missing"
-    return [f"srm_triton {version('srm-triton')}", f"torch {torch.__version__}", f"triton {triton_version}"]
+    try:
+        own_version = version("srm-triton")
+    except PackageNotFoundError:  # loaded as a kernel of the Hugging Face Hub
+        own_version = "missing"
+    return [f"srm_triton {own_version}", f"torch {torch.__version__}", f"triton {triton_version}"]
 
 
 def default_path() -> Path:

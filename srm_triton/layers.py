@@ -132,7 +132,8 @@ class SRMLayer(nn.Module):
         neuron = self.neuron
         hooks = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks or _has_any_global_hook()
         usual = type(self).fire is SRMLayer.fire and type(neuron) is SRMNeuron
-        return usual and not hooks and (isinstance(affine, Linear | Convolution) or self.rules.keep == "spikes")
+        lean = self.rules.keep == "spikes" and not traced()
+        return usual and not hooks and (isinstance(affine, Linear | Convolution) or lean)
 
     def current(self, inputs: Tensor) -> Tensor:
         """The input current of the neurons, W·inputs + b, in the shape of the spikes."""
@@ -327,7 +328,7 @@ class WeightedLayer(SRMLayer):
         normalise = partial(normalise_fan_in, weight, gain, offset, self.eps)
         # a weight that hooks or parametrizations compute is another tensor each time
         keep = not self.training and name in self._parameters
-        return self.weight_cache.get(name, (weight, gain, offset), normalise) if keep else normalise()
+        return self.weight_cache.get(name, (weight, gain, offset), normalise, self.eps) if keep else normalise()
 
     def _weighted(self, affine: Callable[[float | None], Map]) -> tuple[Map, tuple[Tensor | None, ...]]:
         """The map and its tensors, with what normalises the weight where it learns, as joined they take less time."""

@@ -89,8 +89,14 @@ class SRMNeuron(nn.Module):
             check_option(name, flag, (False, True))
         self.gradient, self.surrogate, self.output, self.batch_first = gradient, surrogate, output, batch_first
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        self._start = {name: getattr(parameters, name).detach().to("cpu", torch.float64, copy=True) for name in NAMES}
-        for name, value in self._start.items():
+        self._start = {}
+        for name in NAMES:
+            value = getattr(parameters, name).detach()
+            if value.is_meta:
+                raise ValueError(
+                    f"{name} must hold values for the layer to begin with, got a tensor on the meta device"
+                )
+            self._start[name] = value = value.to("cpu", torch.float64, copy=True)
             if getattr(parameters, name).requires_grad:
                 raise ValueError(
                     f"{name} must not require a gradient, which a module would cut off; pass learn=({name!r},)"
@@ -103,7 +109,7 @@ class SRMNeuron(nn.Module):
                 shape = channels or value.numel()
                 self.register_parameter(f"raw_{name}", nn.Parameter(torch.empty(shape, device=device, dtype=wide)))
             else:
-                self.register_buffer(name, torch.empty_like(value, device=device))
+                self.register_buffer(name, torch.empty(value.shape, device=device, dtype=value.dtype))
         self._fixed: SRMParameters | None = None
         self.reset_parameters()
 
@@ -137,7 +143,10 @@ class SRMNeuron(nn.Module):
             )
         value, raw = as_tensor(name, value).detach().to(torch.float64), self._parameters.get(f"raw_{name}")
         if raw is None:
-            return super().__setattr__(name, value)
+            before: Any = self._buffers[name]
+            value = value.to(before.device)
+            # a number sets every channel, as state_dict and carry_scale know them
+            return super().__setattr__(name, value if value.dim() else value.expand_as(before).clone())
         if value.numel() not in (1, raw.numel()):
             raise ValueError(
                 f"{name} must hold one value or one for each of {raw.numel()} channels, got {value.numel()}"

@@ -160,7 +160,8 @@ class SpikeAvgPool2d(nn.Module):
         else:
             images = _average(inputs.flatten(0, 1), self._window)
         averages, parts = images.unflatten(0, inputs.shape[:2]), parts_of(inputs)
-        return averages if parts is None else mark(averages, parts * self.kernel_size[0] * self.kernel_size[1])
+        exact = parts is not None and parts & (parts - 1) == 0  # sums of other parts, such as thirds, are rounded
+        return mark(averages, parts * self.kernel_size[0] * self.kernel_size[1]) if exact and parts else averages
 
     def extra_repr(self) -> str:
         """The window, as the module prints it."""

@@ -1,7 +1,8 @@
-"""The built site in a browser: `make pages`. Needs a Chromium, which Playwright or the system's packages install.
+"""The built site in a browser: `make pages`. Needs Chromium, of the system or by `playwright install chromium`.
 
-Every page at the width of a desk and of a telephone: no error on the console, nothing wider than the window, links that
-lead somewhere, and axe's checks of accessibility. The search finds words, and the interactive neuron is `srm_trace`.
+Every page at the width of a desk and of a telephone, in light and in dark: no error on the console, nothing that makes
+the page wider than the window, and no finding of axe, the checker of accessibility. The search finds words, and the
+interactive neuron fires when `srm_trace` does. Pictures of all pages are left beside the site.
 """
 
 import functools
@@ -12,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urldefrag, urljoin
 
 import torch
 from axe_playwright_python.sync_playwright import Axe
@@ -20,8 +20,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from srm_triton import SRMParameters, srm_trace
 
-SITE = Path(__file__).parent.parent / "build" / "docs"
-WIDTHS = {"desk": (1280, 900), "telephone": (360, 740)}
+DEVICES = {"desk": (1280, 900, "light"), "telephone": (360, 740, "dark")}
+WORDS = ("threshold", "calibrate_gain", "SpikingJelly")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -30,105 +30,99 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(SITE)))
+def served(site: Path) -> Iterator[str]:
+    """The address of the site."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
 
 
-def check(page: Page, address: str, name: str, screenshots: Path) -> Iterator[str]:
-    """What is wrong with a page."""
-    errors: list[str] = []
-    listeners = {
-        "console": lambda message: errors.append(message.text) if message.type == "error" else None,
-        "response": lambda response: (
-            errors.append(f"{response.status} {response.url}") if response.status >= 400 else None
-        ),
-        "pageerror": lambda error: errors.append(str(error)),
-        "requestfailed": lambda request: errors.append(f"no {request.url}"),
-    }
-    for device, (width, height) in WIDTHS.items():
-        page.set_viewport_size({"width": width, "height": height})
-        for event, listener in listeners.items():
-            page.on(event, listener)  # type: ignore[call-overload]
-        page.goto(address + name)
-        for event, listener in listeners.items():  # before axe asks for style sheets by wrong names
-            page.remove_listener(event, listener)
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        if wide > 0:
-            yield f"{wide} pixels wider than a {device}"
-        page.screenshot(path=screenshots / f"{name.replace('/', '-')}-{device}.png")
-        for found in Axe().run(page).response["violations"]:
-            yield f"{found['id']} on a {device}: {found['nodes'][0]['html'][:120]} ({len(found['nodes'])} such)"
-    yield from errors
+def look(page: Page, address: str, device: str, picture: Path) -> Iterator[str]:
+    """What is wrong with a page on a device."""
+    width, height, scheme = DEVICES[device]
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(address)
+    if wider := page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"):
+        yield f"{wider} pixels wider than the window"
+    page.screenshot(path=picture, full_page=True)
+    for found in Axe().run(page).response["violations"]:
+        yield f"{found['id']}: {found['help']}; {len(found['nodes'])} times, first {found['nodes'][0]['html'][:150]}"
 
 
-def check_links(page: Page, address: str, names: list[str]) -> Iterator[str]:
-    """Links within the site that lead nowhere."""
-    anchors: dict[str, set[str]] = {}
-    links: list[tuple[str, str]] = []
-    for name in names:
-        page.goto(address + name)
-        anchors[address + name] = set(page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
-        hrefs = page.evaluate("[...document.querySelectorAll('a[href]')].map(e => e.getAttribute('href'))")
-        links += [(name, urljoin(address + name, href)) for href in hrefs]
-    for name, link in sorted(set(links)):
-        target, anchor = urldefrag(link)
-        if not target.startswith(address):
-            continue
-        target = f"{address}index.html" if target == address else target
-        if target not in anchors and not (SITE / target.removeprefix(address).partition("?")[0]).is_file():
-            yield f"{name}: no {target.removeprefix(address)}"
-        elif anchor and anchor not in anchors.get(target, {anchor}):
-            yield f"{name}: no #{anchor} in {target.removeprefix(address)}"
+def search(page: Page, address: str) -> Iterator[str]:
+    for word in WORDS:
+        page.goto(f"{address}search.html?q={word}")
+        page.wait_for_function("document.querySelectorAll('ul.search li').length > 0", timeout=20_000)
+        if page.locator("ul.search li a").count() < 3:
+            yield f"search: little is found of {word!r}"
 
 
-def check_search(page: Page, address: str) -> Iterator[str]:
-    page.goto(f"{address}search.html?q=threshold")
-    page.wait_for_selector("ul.search li a", timeout=20_000)
-    if page.locator("ul.search li a").count() < 5:
-        yield "the search for 'threshold' finds little"
-
-
-def check_neuron(page: Page, address: str) -> Iterator[str]:
+def neuron(page: Page, address: str) -> Iterator[str]:
+    """The page of the neuron, by its sliders, buttons and keys."""
     page.goto(f"{address}neuron.html")
     page.get_by_role("button", name="two bursts").click()
-    for tau_m, tau_s, threshold in ((5.0, 3.0, 1.0), (20.0, 6.0, 1.5), (8.0, 1.0, 0.8)):
-        for name, value in (("tauM", tau_m), ("tauS", tau_s), ("threshold", threshold)):
-            page.locator(f"input[name={name}]").evaluate(
-                f"e => {{ e.value = {value}; e.dispatchEvent(new Event('input', {{bubbles: true}})) }}"
-            )
-        current = torch.zeros(1, 40, 1, dtype=torch.float64)
-        current[:, 4:9] = current[:, 24:29] = 1
-        spikes = srm_trace(current, SRMParameters(tau_m=tau_m, tau_s=tau_s, threshold=threshold)).spikes
-        expected = ", ".join(map(str, spikes.flatten().nonzero().flatten().tolist()))
-        if f" {expected}." not in page.locator(".summary").inner_text():
-            yield f"{page.locator('.summary').inner_text()} where srm_trace fires at {expected}"
-    page.locator("input[aria-label='input spike at step 0']").focus()
-    before = page.locator("svg .input").count()
-    page.keyboard.press("Space")
-    if page.locator("svg .input").count() != before + 1:
-        yield "the keyboard puts no spike into the input"
+    page.get_by_role("button", name="39", exact=True).click()
+    current = torch.zeros(1, 40, dtype=torch.float64)
+    current[:, 4:9] = current[:, 24:29] = current[:, 39] = 1
+    for tau_m, tau_s, threshold, weight in ((5.0, 3.0, 2.5, 1.0), (30.0, 6.0, 1.5, 0.75), (8.0, 1.0, 0.8, 2.0)):
+        for name, value in (("tauM", tau_m), ("tauS", tau_s), ("threshold", threshold), ("weight", weight)):
+            page.locator(f"input[name={name}]").fill(str(value))
+        spikes = srm_trace(weight * current, SRMParameters(tau_m=tau_m, tau_s=tau_s, threshold=threshold)).spikes
+        expected = ", ".join(str(t) for t in spikes[0].nonzero().flatten().tolist())
+        said = page.locator(".summary").inner_text()
+        if not said.endswith(f" {expected}.") or page.locator("svg line.spike").count() != spikes.sum():
+            yield f"neuron: {said!r}, where srm_trace fires at {expected}"
+    page.get_by_role("button", name="no spikes").click()
+    page.keyboard.press("Shift+Tab")  # to the other patterns, and to the train
+    for _ in range(4):
+        page.keyboard.press("Shift+Tab")
+    for key in ("Home", "ArrowRight", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+    if page.locator("button[aria-pressed=true]").all_inner_texts() != ["11"]:
+        yield "neuron: keys do not put a spike at step 11"
+    page.locator("input[name=tauM]").focus()
+    before = page.locator("output").first.inner_text()
+    page.keyboard.press("ArrowRight")
+    if page.locator("output").first.inner_text() == before:
+        yield "neuron: keys do not move a slider"
+
+
+def findings(site: Path, pictures: Path) -> Iterator[str]:
+    """What is wrong, a line each."""
+    with served(site) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        wrong: list[str] = []
+        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "request", lambda request: None if request.url.startswith((address, "data:")) else wrong.append(request.url)
+        )
+        for name in sorted(str(path.relative_to(site)) for path in site.rglob("*.html") if "_static" not in path.parts):
+            for device in DEVICES:
+                picture = pictures / f"{name.replace('/', '-').removesuffix('.html')}-{device}.png"
+                for what in (*look(page, address + name, device, picture), *wrong):
+                    yield f"{name} on a {device}: {what}"
+                wrong.clear()
+        yield from search(page, address)
+        yield from neuron(page, address)
+        yield from wrong
+        browser.close()
 
 
 def main() -> int:
     """Prints what is wrong, and returns 1 if anything is."""
-    names = sorted(str(path.relative_to(SITE)) for path in SITE.rglob("*.html") if "_static" not in path.parts)
-    names = sys.argv[1:] or names
-    screenshots = SITE.parent / "screenshots"
-    screenshots.mkdir(exist_ok=True)
-    wrong = []
-    with served() as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page()
-        for name in names:
-            wrong += [f"{name}: {what}" for what in check(page, address, name, screenshots)]
-        for part in (check_links(page, address, names), check_search(page, address), check_neuron(page, address)):
-            wrong += list(part)
-        browser.close()
-    print(*wrong, f"{len(names)} pages, {len(wrong)} findings; pictures in {screenshots}", sep="\n")
-    return 1 if wrong or not names else 0
+    (site,) = map(Path, sys.argv[1:])
+    pictures = site.parent / "pictures"
+    pictures.mkdir(exist_ok=True)
+    number = 0
+    for finding in findings(site, pictures):
+        number += 1
+        print(finding)
+    print(f"{number} findings in {site}; pictures of the pages are in {pictures}")
+    return number > 0
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def test_contracts(target, dtype, tmp_path, pytestconfig):
     for row in compile_kernels(tmp_path, "every_kernel", target, dtype, *extent):
         kernel, kind = row["kernel"], row["kind"]
         name = kernel.removesuffix("_kernel") + kind * kind.startswith(":")
+        assert name in limits, f"{name} has no row in the table; on {target} it takes {row['registers']} registers"
         registers[name] = max(registers[name], row["registers"])
         resident = resident_warps(target, row["registers"], row["shared"], row["num_warps"])
         models[name].append((row["instructions"], resident))

@@ -1,23 +1,20 @@
 "use strict";
 
 /**
- * The forward of srm_triton/ops/srm_scan.py, for one neuron.
+ * The forward of srm_triton/ops/srm_scan.py for one neuron, rounded in the same order.
  *
  * @param {{tauM: number, tauS: number, threshold: number}} constants time constants in steps, and the threshold
- * @param {number[]} current the input current of each step
- * @returns {{synapse: number, membrane: number, spike: boolean}[]} of each step, before the reset
+ * @param {number[]} current the input current at each step
+ * @returns {{synapse: number, membrane: number, spike: boolean}[]} what each step reaches, before the reset
  */
 function simulate({ tauM, tauS, threshold }, current) {
-  const membraneDecay = 1 - 1 / tauM;
-  const synapseDecay = 1 - 1 / tauS;
-  const rise = 1 / tauS;
   let u = 0;
   let s = 0;
   return current.map((x) => {
-    s += x;
-    u = membraneDecay * u + s * rise;
+    s = s + x;
+    u = (1 - 1 / tauM) * u + s * (1 / tauS);
     const step = { synapse: s, membrane: u, spike: u > threshold };
-    s *= synapseDecay;
+    s = s * (1 - 1 / tauS);
     if (step.spike) {
       u = 0;
       s = 0;
@@ -26,80 +23,100 @@ function simulate({ tauM, tauS, threshold }, current) {
   });
 }
 
-/** Fills the element with controls and a drawing that follows them. */
+const STEPS = 40;
+const PATTERNS = {
+  "every third step": (t) => t % 3 === 0,
+  "two bursts": (t) => (t >= 4 && t < 9) || (t >= 24 && t < 29),
+  "one spike": (t) => t === 4,
+  "at random": () => Math.random() < 0.35,
+  "no spikes": () => false,
+};
+
+function button(text, click) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  made.addEventListener("click", click);
+  return made;
+}
+
+/** What the steps look like, as the inside of an SVG of this width in pixels and of 340 in height. */
+function picture(steps, input, threshold, width) {
+  const x = (t) => (((t + 0.5) * width) / STEPS).toFixed(1);
+  const scale = (values, bottom, height) => (value) => (bottom - (height * value) / Math.max(...values)).toFixed(1);
+  const synapse = scale([1, ...steps.map((step) => step.synapse)], 130, 60);
+  const membrane = scale([threshold * 1.1, ...steps.map((step) => step.membrane)], 272, 104);
+  const text = (y, words) => `<text x="0" y="${y}">${words}</text>`;
+  const level = (kind, y) => `<line class="${kind}" x1="0" x2="${width}" y1="${y}" y2="${y}"/>`;
+  const marks = (kind, y, is) =>
+    steps.map((_, t) => (is(t) ? `<line class="${kind}" x1="${x(t)}" x2="${x(t)}" y1="${y}" y2="${y + 16}"/>` : "")).join("");
+  const curve = (kind, y) =>
+    `<polyline class="${kind}" points="${steps.map((step, t) => `${x(t)},${y(step[kind])}`).join(" ")}"/>` +
+    steps.map((step, t) => `<circle class="${kind}" cx="${x(t)}" cy="${y(step[kind])}" r="2"/>`).join("");
+  const ticks = [0, 10, 20, 30].map((t) => `<text x="${x(t)}" y="338" text-anchor="middle">${t}</text>`);
+  return [
+    text(12, "input spikes") + marks("input", 18, (t) => input[t]),
+    text(56, "synaptic current s") + level("axis", 130) + curve("synapse", synapse),
+    text(156, "membrane potential u, threshold θ dashed") + level("axis", 272),
+    level("threshold", membrane(threshold)) + curve("membrane", membrane),
+    text(300, "output spikes") + marks("spike", 306, (t) => steps[t].spike),
+    `${ticks.join("")}<text x="${width}" y="338" text-anchor="end">step</text>`,
+  ].join("");
+}
+
+function summary(steps) {
+  const fired = steps.flatMap((step, t) => (step.spike ? [t] : []));
+  if (fired.length === 0) return "The neuron stays silent.";
+  if (fired.length === 1) return `The neuron fires once, at step ${fired[0]}.`;
+  return `The neuron fires ${fired.length} times, at steps ${fired.join(", ")}.`;
+}
+
+/** Brings the controls within an element to life, and draws what they say. */
 function showNeuron(element) {
-  const STEPS = 40;
-  const PATTERNS = {
-    "every third step": (t) => t % 3 === 0,
-    "two bursts": (t) => (t >= 4 && t < 9) || (t >= 24 && t < 29),
-    "one spike": (t) => t === 5,
-    "at random": () => Math.random() < 0.35,
-    none: () => false,
-  };
   const find = (selector) => element.querySelector(selector);
   const sliders = [...element.querySelectorAll("input[type=range]")];
+  const drawing = find("svg");
 
-  const train = find(".train");
-  for (let t = 0; t < STEPS; t++) {
-    const box = document.createElement("input");
-    box.type = "checkbox";
-    box.setAttribute("aria-label", `input spike at step ${t}`);
-    box.checked = PATTERNS["every third step"](t);
-    train.append(box);
-  }
-  const boxes = [...train.children];
-  for (const [name, fires] of Object.entries(PATTERNS)) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = name;
-    button.addEventListener("click", () => {
-      boxes.forEach((box, t) => (box.checked = fires(t)));
-      draw();
-    });
-    find(".patterns").append(button);
-  }
-
-  const WIDTH = 800;
-  const x = (t) => ((t + 0.5) * WIDTH) / STEPS;
-  const line = (kind, x1, y1, x2, y2) => `<line class="${kind}" x1="${x1}" y1="${y1}" x2="${x2}" y2="${y2}"/>`;
-  const text = (y, words) => `<text x="4" y="${y}">${words}</text>`;
-  const curve = (kind, values, y) =>
-    `<polyline class="${kind}" points="${values.map((value, t) => `${x(t)},${y(value)}`).join(" ")}"/>`;
+  const boxes = Array.from({ length: STEPS }, (_, t) => button(String(t), () => put(t, !isOn(boxes[t]))));
+  const isOn = (box) => box.getAttribute("aria-pressed") === "true";
+  const set = (box, on) => box.setAttribute("aria-pressed", String(on));
+  const put = (t, on) => {
+    set(boxes[t], on);
+    draw();
+  };
+  const fill = (pattern) => {
+    boxes.forEach((box, t) => set(box, pattern(t)));
+    draw();
+  };
+  // one stop of the tabulator for the whole train; arrows go from step to step
+  const reach = (t) => boxes.forEach((box, other) => (box.tabIndex = other === t ? 0 : -1));
+  const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -STEPS, End: STEPS };
+  find(".train").addEventListener("keydown", (event) => {
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const next = boxes.indexOf(event.target) + moves[event.key];
+    boxes[Math.min(Math.max(next, 0), STEPS - 1)].focus();
+  });
+  find(".train").addEventListener("focusin", (event) => reach(boxes.indexOf(event.target)));
 
   function draw() {
-    const value = Object.fromEntries(sliders.map((slider) => [slider.name, Number(slider.value)]));
+    const values = Object.fromEntries(sliders.map((slider) => [slider.name, Number(slider.value)]));
     for (const slider of sliders) {
       slider.parentElement.querySelector("output").textContent = Number(slider.value).toFixed(slider.dataset.digits);
     }
-    const steps = simulate(
-      value,
-      boxes.map((box) => (box.checked ? value.weight : 0)),
-    );
-    const fired = steps.map((step, t) => (step.spike ? t : -1)).filter((t) => t >= 0);
-    const largest = Math.max(value.threshold, ...steps.map((step) => step.membrane)) * 1.05;
-    const most = Math.max(1, ...steps.map((step) => step.synapse)) * 1.05;
-    const ofSynapse = (s) => 150 - (90 * s) / most;
-    const ofMembrane = (u) => 330 - (140 * u) / largest;
-    find("svg").innerHTML = [
-      text(14, "input spikes"),
-      ...boxes.map((box, t) => (box.checked ? line("input", x(t), 20, x(t), 40) : "")),
-      text(58, "synaptic current s"),
-      line("axis", 0, 150, WIDTH, 150),
-      curve("synapse", steps.map((step) => step.synapse), ofSynapse),
-      text(182, "membrane potential u, and the threshold θ"),
-      line("axis", 0, 330, WIDTH, 330),
-      line("limit", 0, ofMembrane(value.threshold), WIDTH, ofMembrane(value.threshold)),
-      curve("membrane", steps.map((step) => step.membrane), ofMembrane),
-      text(356, "output spikes"),
-      ...fired.map((t) => line("spike", x(t), 362, x(t), 388)),
-    ].join("");
-    find(".summary").textContent =
-      fired.length === 0 ? "The neuron stays silent." : `The neuron fires ${fired.length === 1 ? "once, at step" : `${fired.length} times, at the steps`} ${fired.join(", ")}.`;
+    const input = boxes.map(isOn);
+    const steps = simulate(values, input.map((on) => (on ? values.weight : 0)));
+    drawing.innerHTML = picture(steps, input, values.threshold, drawing.clientWidth);
+    const said = summary(steps);
+    if (find(".summary").textContent !== said) find(".summary").textContent = said;
   }
+
+  find(".train").append(...boxes);
+  find(".patterns").append(...Object.entries(PATTERNS).map(([name, pattern]) => button(name, () => fill(pattern))));
+  reach(0);
+  fill(PATTERNS["every third step"]);
   element.addEventListener("input", draw);
-  draw();
+  new ResizeObserver(draw).observe(element);
 }
 
-if (typeof document !== "undefined") {
-  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".neuron").forEach(showNeuron));
-}
+if (typeof document !== "undefined") document.querySelectorAll(".neuron").forEach(showNeuron);

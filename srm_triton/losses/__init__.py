@@ -9,15 +9,15 @@ Spikes are 0 or 1; where only their number matters, means over a population do t
 potentials of an `SRMReadout`, is refused but by `stepwise_cross_entropy` (on a GPU, where looking would wait, it is not
 looked at).
 
-| loss | acts on | choose it when |
-|---|---|---|
-| `torch.nn.functional.cross_entropy` of `spike_counts` | counts | nothing speaks for another |
-| `count_loss` | counts | the number of spikes should be low, or known |
-| `enhanced_count_loss` | counts | `count_loss` learns slowly, or outputs fire at very different rates |
-| `rate_cross_entropy` | counts | counts differ much between samples, or sequences are long |
-| `first_spike_cross_entropy` | first spikes | the answer should come early; predict by `predict_first_spike` |
-| `van_rossum_loss` | spike trains | neurons should fire at given times |
-| `stepwise_cross_entropy` | each step | every step should decide, or the outputs are membrane potentials |
+Choose
+
+- `torch.nn.functional.cross_entropy` of `spike_counts` when nothing speaks for another;
+- `count_loss` when the number of spikes should be low, or is known;
+- `enhanced_count_loss` when that learns slowly, or outputs fire at very different rates;
+- `rate_cross_entropy` when counts differ much between samples, or sequences are long;
+- `first_spike_cross_entropy` when the answer should come early; predict by `predict_first_spike`;
+- `van_rossum_loss` when neurons should fire at given times;
+- `stepwise_cross_entropy` when every step should decide, or the outputs are membrane potentials.
 
 Any ordinary loss does as well: an `nn.Linear` behind `spikes.mean(1)`, an `SRMReadout` as the last layer.
 """

@@ -100,7 +100,7 @@ def soft_threshold(values: Tensor, threshold: float) -> Tensor:
         threshold: at least 0.
 
     Returns:
-        sign(v)·max(|v| − threshold, 0), in the shape and dtype of `values`. NaN stays NaN. The derivative is 1 where
+        `sign(v)·max(|v| − threshold, 0)`, in the shape and dtype of `values`. NaN stays NaN. The derivative is 1 where
         the result is not 0, else 0, and can be differentiated again.
 
     Raises:

@@ -70,7 +70,7 @@ Surrogate = Literal["arctan", "fast_sigmoid"]
 # Eager reference: on tensors whose first axis is time, with constants that broadcast over the neurons of a step
 
 
-class _Constants(NamedTuple):
+class Constants(NamedTuple):
     """The rows that `SRMParameters.pack` makes, each [1 or channels, 1, …]."""
 
     membrane_decay: Tensor
@@ -83,7 +83,9 @@ class _Constants(NamedTuple):
     sharpness: Tensor
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
+    """What a step finds, by the names of the equations."""
+
     previous: Tensor
     synapse: Tensor  # s + x
     membrane: Tensor
@@ -92,7 +94,8 @@ class _Step(NamedTuple):
     state: SRMState  # that it leaves
 
 
-def _steps(current: Tensor, state: SRMState, c: _Constants) -> Iterator[_Step]:
+def take_steps(current: Tensor, state: SRMState, c: Constants) -> Iterator[Step]:
+    """The steps of the forward, one after another, from a state."""
     for x in current:
         previous, s, g = state
         s = s + x
@@ -100,7 +103,7 @@ def _steps(current: Tensor, state: SRMState, c: _Constants) -> Iterator[_Step]:
         g = (g + x) * c.gradient_decay
         spike = u > c.threshold
         state = SRMState(*(value.masked_fill(spike, 0) for value in (u, s * c.synapse_decay, g)))
-        yield _Step(previous, s, u, g, spike, state)
+        yield Step(previous, s, u, g, spike, state)
 
 
 def _slope(change: Tensor, limit: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ def _surrogate(v: Tensor, sharpness: Tensor, surrogate: str) -> Tensor:
 
 
 def _reference_backward(
-    grad_spikes: Tensor, steps: list[_Step], grad_state: SRMState, events: Tensor, c: _Constants, gradient: str
+    grad_spikes: Tensor, steps: list[Step], grad_state: SRMState, events: Tensor, c: Constants, gradient: str
 ) -> tuple[Tensor, Tensor, SRMState, Tensor]:
     """Both paths, the gradients of the initial state, and for each neuron those of a_m, 1/τ_s and θ."""
     weight_path, time_path, constants = [], [], torch.zeros(3, *events.shape, dtype=c.rise.dtype, device=events.device)
@@ -140,7 +143,7 @@ def _product(gradient: Tensor, value: Tensor) -> Tensor:
     return torch.where(gradient == 0, 0, gradient * value)  # 0 where the value is not finite too
 
 
-def _reference_events(steps: list[_Step]) -> Tensor:
+def _reference_events(steps: list[Step]) -> Tensor:
     """The last step with Δu > 0.05 of each neuron that never fires; −1 where there is none."""
     last = torch.full_like(steps[0].spike, -1, dtype=torch.int32)
     for t, step in enumerate(steps):
@@ -148,13 +151,14 @@ def _reference_events(steps: list[_Step]) -> Tensor:
     return last.masked_fill(torch.stack([step.spike for step in steps]).any(0), -1)
 
 
-def _prepare(
+def prepare_scan(
     current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int
-) -> tuple[Tensor, SRMState, _Constants]:
+) -> tuple[Tensor, SRMState, Constants]:
+    """What `take_steps` takes, from the arguments of the custom ops."""
     x = current.movedim(time_axis, 0).to(constants.dtype)
     state = torch.zeros_like(x[:1]).expand(3, *x.shape[1:]) if initial is None else initial
     behind = max(0, x.dim() - 3)
-    return x, unstack_state(state), _Constants(*constants.view(*constants.shape, *[1] * behind).unbind(0))
+    return x, unstack_state(state), Constants(*constants.view(*constants.shape, *[1] * behind).unbind(0))
 
 
 # Custom ops. `constants` is [8, 1 or channels], a state
@@ -203,7 +207,7 @@ def _scan(
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, final, events, None, None, time_axis)
     else:
-        steps = list(_steps(*_prepare(current, constants, initial, time_axis)))
+        steps = list(take_steps(*prepare_scan(current, constants, initial, time_axis)))
         spikes.copy_(torch.stack([step.spike for step in steps], time_axis))
         if final is not None:
             final.copy_(torch.stack(tuple(steps[-1].state)))
@@ -263,7 +267,7 @@ def _trace(
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, None, None, membrane, gradient_trace, time_axis)
     else:
-        for t, step in enumerate(_steps(*_prepare(current, constants, initial, time_axis))):
+        for t, step in enumerate(take_steps(*prepare_scan(current, constants, initial, time_axis))):
             spikes.select(time_axis, t).copy_(step.spike)
             membrane.select(time_axis, t).copy_(step.membrane)
             gradient_trace.select(time_axis, t).copy_(step.gradient_trace)
@@ -318,12 +322,12 @@ def _scan_backward(
     elif chosen == "native":
         native.scan_backward(*gradients, current, constants, initial, events, *results, time_axis, gradient)
     else:
-        x, state, c = _prepare(current, constants, initial, time_axis)
+        x, state, c = prepare_scan(current, constants, initial, time_axis)
         grad = grad_spikes.movedim(time_axis, 0).to(constants.dtype)
         grad_state = unstack_state(torch.zeros_like(torch.stack(state)) if grad_final is None else grad_final)
         if events is None:
             events = torch.full(neurons, -1, dtype=torch.int32, device=current.device)
-        found = _reference_backward(grad, list(_steps(x, state, c)), grad_state, events, c, gradient)
+        found = _reference_backward(grad, list(take_steps(x, state, c)), grad_state, events, c, gradient)
         values = found[0].movedim(0, time_axis), found[1].movedim(0, time_axis), torch.stack(found[2]), found[3]
         for result, value in zip(results, values, strict=True):
             if result is not None:

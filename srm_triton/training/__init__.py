@@ -1,15 +1,13 @@
 """Training of classifiers by recipes: what `srm-triton train` does.
 
-| module | holds |
-|---|---|
-| `recipe` | `Recipe`, read from TOML, and its tables; `fields` checks them |
-| `samples`, `sources` | training and test samples, checked; what a recipe names |
-| `augmentation` | mirrored and cropped images, normalisation |
-| `network`, `objective` | the network; its loss and its predictions |
-| `optimizer` | the optimizer, its learning rate and its state |
-| `run`, `loop` | an epoch; all of them, with checkpoints, warnings and a progress bar |
-| `checkpoint` | what a file of a run holds |
-| `processes` | those that `torchrun` starts, and what falls to each |
+- `recipe`: `Recipe`, read from TOML, and its tables, which `fields` checks;
+- `samples`, `sources`: training and test samples, checked, and what a recipe names;
+- `augmentation`: mirrored and cropped images, normalisation;
+- `network`, `objective`: the network, its loss and its predictions;
+- `optimizer`: the optimizer, its learning rate and its state;
+- `run`, `loop`: an epoch, and all of them, with checkpoints, warnings and a progress bar;
+- `checkpoint`: what a file of a run holds;
+- `processes`: those that `torchrun` starts, and what falls to each.
 
 An interrupted run that is resumed ends with the weights and the history of one that was not: a checkpoint holds all
 that the next epoch depends on, and it replaces the last one only once it is complete.
