@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
 from srm_triton.functions import refuse_script, traced
-from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
+from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, check_spike_dtype, scan
 from srm_triton.parameters import (
     LOWER_BOUNDS,
     NAMES,
@@ -42,6 +42,7 @@ class SRMNeuron(nn.Module):
         gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in `srm_scan`; likewise the next two.
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
         output: whether silent neurons count as firing once in the backward.
+        spike_dtype: of the spikes, as in `srm_scan`; None for that of the current.
         batch_first: False for [time, batch, ...].
         device: of the constants.
         dtype: of the learned ones, at least float32.
@@ -71,6 +72,7 @@ class SRMNeuron(nn.Module):
         gradient: Gradient = "event",
         surrogate: Surrogate = "arctan",
         output: bool = False,
+        spike_dtype: torch.dtype | None = None,
         batch_first: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -88,6 +90,7 @@ class SRMNeuron(nn.Module):
         for name, flag in (("output", output), ("batch_first", batch_first)):
             check_option(name, flag, (False, True))
         self.gradient, self.surrogate, self.output, self.batch_first = gradient, surrogate, output, batch_first
+        self.spike_dtype = check_spike_dtype(spike_dtype)
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._start = {}
         for name in NAMES:
@@ -207,6 +210,7 @@ class SRMNeuron(nn.Module):
             output=self.output,
             return_state=return_state,
             batch_first=self.batch_first,
+            spike_dtype=self.spike_dtype,
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SRMNeuron":

@@ -71,9 +71,16 @@ def export(network: nn.Module, inputs: Tensor) -> torch.onnx.ONNXProgram:
 
 
 def _scan(
-    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    asked: Sequence[bool],
+    spike_dtype: torch.dtype | None,
+    backend: str,
 ) -> list[Tensor]:
-    state, spikes = _run(current, constants, initial, time_axis, lambda step: [step.spike.to(current.dtype)])
+    dtype = spike_dtype or current.dtype
+    state, spikes = _run(current, constants, initial, time_axis, lambda step: [step.spike.to(dtype)])
     return [*spikes, torch.stack(state)] if asked[0] else spikes
 
 

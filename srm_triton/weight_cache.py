@@ -9,6 +9,7 @@ from torch import Tensor
 
 from srm_triton.backend import requested_backend
 from srm_triton.functions import distributed, traced
+from srm_triton.ops.gather_linear import by_inputs
 
 
 class WeightCache:
@@ -17,7 +18,7 @@ class WeightCache:
     It is used where no gradient is wanted, and only for sources that are the same tensors, in the same memory, with the
     same number of changes in place. A change that PyTorch does not count, through `.data`, is not seen before `clear`;
     in a group of processes, where `fully_shard` makes such changes, nothing is kept. Copies and files of a layer begin
-    with none.
+    with none. Weights of large linear maps are kept in the order of memory that `gather_linear` takes.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class WeightCache:
         references, seen, result = self._kept.get(name, ((), None, None))
         if result is not None and seen == stamps and all(map(_refers, references, tensors)):
             return result
-        result = compute()
+        result = by_inputs(compute())
         self._kept[name] = tuple(map(weakref.ref, tensors)), stamps, result
         return result
 

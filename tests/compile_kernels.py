@@ -82,6 +82,7 @@ def scan_forward(
     keep: bool = False,
     output: bool = False,
     time_axis: int = 1,
+    spike_dtype: torch.dtype | None = None,
 ) -> Callable[[], None]:
     """A launch for inference, and with `keep` for training."""
     like = torch.empty_like(current)
@@ -95,7 +96,7 @@ def scan_forward(
         current,
         parameters.pack(current),
         handed,
-        like,
+        like.to(spike_dtype or current.dtype),
         empty(0, dtype=wide) if handed is None else handed,
         empty(kept, 3, *neurons, dtype=wide),
         empty(neurons if output else 0, dtype=torch.int32),
@@ -148,6 +149,10 @@ def _split(current: torch.Tensor, time_axis: int) -> tuple[int, list[int]]:
 def scan_launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     """Variants and their kinds, each for few and for many short rows, with and without what flags switch on."""
     per_channel = SRMParameters(threshold=torch.ones(64))
+    if dtype == torch.float32:
+        current = empty(16, 1000, 4096)
+        yield "other", scan_forward(current, spike_dtype=torch.uint8)
+        yield "other", scan_forward(current, keep=True, spike_dtype=torch.bfloat16)
     for steps, (state, output) in itertools.product((8, 1000)[not in_full :], ((False, False), (True, True))):
         for shape, parameters in (
             ((16, steps, 4096), SRMParameters()),

@@ -187,10 +187,16 @@ class Scanned(NamedTuple):
 
 @custom_op("srm_scan")
 def _scan(
-    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    asked: Sequence[bool],
+    spike_dtype: torch.dtype | None,
+    backend: str,
 ) -> list[Tensor]:
     """Spikes and, as far as they are `asked` for, the final state and events; checkpoints if the backend has them."""
-    outputs = _allocate_scan(current, constants, initial, time_axis, asked, backend)
+    outputs = _allocate_scan(current, constants, initial, time_axis, asked, spike_dtype, backend)
     spikes, final, events, checkpoints = Scanned.of(outputs, asked)
     if current.numel() == 0:
         if final is not None:
@@ -218,10 +224,16 @@ def _scan(
 
 @fake_of(_scan)
 def _allocate_scan(
-    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    asked: Sequence[bool],
+    spike_dtype: torch.dtype | None,
+    backend: str,
 ) -> list[Tensor]:
     of_state, of_events, kept = asked
-    outputs = [torch.empty_like(current)]
+    outputs = [torch.empty_like(current, dtype=spike_dtype)]
     if of_state:
         outputs.append(constants.new_empty((3, *_neurons(current, time_axis))))
     if of_events:
@@ -403,7 +415,7 @@ def _axes_of_paths(time_axis: int, gradient: str, asked: Sequence[bool], backend
     return [axis if wanted else None for axis, wanted in zip((2, 2, 2, -1), asked, strict=True)]
 
 
-_map(_scan, (2, 1, 2), lambda time_axis, asked, backend: [2, *[2] * asked[0], *[1] * asked[1], 3])
+_map(_scan, (2, 1, 2), lambda time_axis, asked, spike_dtype, backend: [2, *[2] * asked[0], *[1] * asked[1], 3])
 _map(_trace, (2, 1, 2), lambda time_axis, backend: (2, 2, 2))
 _map(_scan_backward, (2, 2, 2, 1, 2, 1, 3), _axes_of_paths)
 
@@ -416,6 +428,7 @@ class Scan(NamedTuple):
     output: bool
     return_state: bool
     keep: bool  # what the backward needs
+    spike_dtype: torch.dtype | None  # that of the current for None
     backend: str
 
     @property
@@ -425,8 +438,19 @@ class Scan(NamedTuple):
         return [self.return_state, counts_silent, self.keep]
 
     def forward(self, current: Tensor, constants: Tensor, initial: Tensor | None) -> list[Tensor]:
-        """What `_scan` returns."""
-        results: list[Tensor] = _scan(current, constants, initial, self.time_axis, self.asked, self.backend)
+        """What `_scan` returns.
+
+        Raises:
+            RuntimeError: if a backward may follow, and the spikes are of a type without gradients.
+        """
+        if self.keep and self.spike_dtype == torch.uint8:
+            raise RuntimeError(
+                "spike_dtype=torch.uint8 passes no gradient: call within torch.no_grad() or torch.inference_mode(), or "
+                "train with spike_dtype=torch.bfloat16 or None"
+            )
+        results: list[Tensor] = _scan(
+            current, constants, initial, self.time_axis, self.asked, self.spike_dtype, self.backend
+        )
         return results
 
     def backward(
@@ -523,6 +547,7 @@ def srm_scan(
     surrogate: Surrogate = "arctan",
     output: bool = False,
     return_state: Literal[False] = False,
+    spike_dtype: torch.dtype | None = None,
     batch_first: bool = True,
 ) -> Tensor: ...
 
@@ -537,6 +562,7 @@ def srm_scan(
     surrogate: Surrogate = "arctan",
     output: bool = False,
     return_state: Literal[True],
+    spike_dtype: torch.dtype | None = None,
     batch_first: bool = True,
 ) -> tuple[Tensor, SRMState]: ...
 
@@ -550,6 +576,7 @@ def srm_scan(
     surrogate: Surrogate = "arctan",
     output: bool = False,
     return_state: bool = False,
+    spike_dtype: torch.dtype | None = None,
     batch_first: bool = True,
 ) -> Tensor | tuple[Tensor, SRMState]:
     """Runs SRM neurons over time: input current in, spikes out.
@@ -574,15 +601,18 @@ def srm_scan(
             neurons that a loss looks at.
         return_state: whether to return the state after the last step too. A loss on the state has its gradient with
             respect to the current; with the event rule it passes no spike, so it trains the last layer only.
+        spike_dtype: of the spikes: ``torch.bfloat16`` or ``torch.float16``, with gradients that autograd rounds to it,
+            or ``torch.uint8``, without; None for that of the current.
         batch_first: False for [time, batch, channels, ...].
 
     Returns:
-        Spikes, 0 or 1, in the shape and dtype of `current`, and with `return_state` the state. A current that is NaN
+        Spikes, 0 or 1, in the shape of `current`, and with `return_state` the state. A current that is NaN
         silences its own neuron from that step on. Axes of length 0 give an empty result.
 
     Raises:
         TypeError: for a current or state that is not a floating-point tensor of the right dtype, or other parameters.
         ValueError: for shapes, devices or layouts that do not fit, or another option.
+        RuntimeError: for spikes in uint8 where a gradient is wanted.
 
     Example:
         >>> spikes, state = srm_scan(torch.tensor([[0.5, 1.5]]), return_state=True)
@@ -597,6 +627,7 @@ def srm_scan(
         rule=check_gradient(gradient, surrogate),
         output=output,
         return_state=return_state,
+        spike_dtype=check_spike_dtype(spike_dtype),
         batch_first=batch_first,
     )
 
@@ -611,14 +642,15 @@ def scan(
     output: bool,
     return_state: bool,
     batch_first: bool,
+    spike_dtype: torch.dtype | None = None,
 ) -> Any:
-    """`srm_scan` for layers: `earlier`, in the shape of the current, receives the time path; `rule` is checked."""
+    """`srm_scan` for layers: `earlier`, shaped like the current, receives the time path; rule and dtype are checked."""
     for name, flag in (("output", output), ("return_state", return_state), ("batch_first", batch_first)):
         if flag is not True and flag is not False:
             raise ValueError(f"{name} must be True or False, got {flag!r}")
     initial, constants, time_axis = check_scan(current, parameters, state, batch_first)
     keep = needs_gradient(current, earlier, constants, initial)
-    how = Scan(time_axis, rule, output, return_state, keep, requested_backend())
+    how = Scan(time_axis, rule, output, return_state, keep, spike_dtype, requested_backend())
     if keep:
         results: Sequence[Tensor] = _Scan.apply(current, earlier, constants, initial, how)
     else:
@@ -672,6 +704,16 @@ def check_gradient(gradient: Any, surrogate: Any) -> str:
     check_option("gradient", gradient, get_args(Gradient))
     check_option("surrogate", surrogate, get_args(Surrogate))
     return surrogate if gradient == "surrogate" else gradient
+
+
+def check_spike_dtype(spike_dtype: Any) -> torch.dtype | None:
+    """Returns an option of `srm_scan`.
+
+    Raises:
+        ValueError: for another dtype, or anything but one.
+    """
+    allowed = torch.bfloat16, torch.float16, torch.uint8
+    return None if spike_dtype is None else check_option("spike_dtype", spike_dtype, allowed)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
