@@ -180,6 +180,11 @@ def test_the_neuron_on_the_page_is_that_of_srm_scan_bit_for_bit(
     trace = srm_trace(current[None], parameters)
     assert 10 < trace.spikes.sum() < 390
     assert torch.equal(spikes, trace.spikes[0]) and torch.equal(membrane, trace.membrane[0])
+    assert simulated(script, 5.0, 1.0, 0.5, torch.tensor([0.5, 0.0, 0.6]))[:, 2].tolist() == [
+        0,
+        0,
+        1,
+    ]  # not at θ itself
     state = None
     for t in range(50):
         _, state = srm_scan(current[None, t : t + 1], parameters, state, return_state=True)
