@@ -44,8 +44,10 @@ html_theme_options = {
 }
 
 
-def indented_blocks_are_literal(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+def prepare_docstring(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Docstrings indent equations as Markdown does, where reStructuredText would ask for two colons."""
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of a field of which we say nothing
+        lines.clear()
     for i in range(len(lines) - 1, 1, -1):
         before, blank, line = lines[i - 2 : i + 1]
         if line.startswith("    ") and not blank and before and not before.startswith((" ", ":", "..", "- ")):
@@ -61,5 +63,5 @@ def blocks_end_with_their_last_line(app: Sphinx, doctree: nodes.document) -> Non
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", indented_blocks_are_literal)
+    app.connect("autodoc-process-docstring", prepare_docstring)
     app.connect("doctree-read", blocks_end_with_their_last_line)

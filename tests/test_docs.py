@@ -29,7 +29,8 @@ from srm_triton.training import built_in_recipes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+OF_RELEASES = {DOCS / "release.md", *(DOCS / "packaging").rglob("*.md")}  # steps for a maintainer, no part of the site
+PAGES = [*sorted(set(DOCS.rglob("*.md")) - OF_RELEASES), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PROGRAMS = ("srm-triton", "torchrun", "make", "pip", "python", "python3")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = {
@@ -179,6 +180,11 @@ def test_the_neuron_on_the_page_is_that_of_srm_scan_bit_for_bit(
     trace = srm_trace(current[None], parameters)
     assert 10 < trace.spikes.sum() < 390
     assert torch.equal(spikes, trace.spikes[0]) and torch.equal(membrane, trace.membrane[0])
+    assert simulated(script, 5.0, 1.0, 0.5, torch.tensor([0.5, 0.0, 0.6]))[:, 2].tolist() == [
+        0,
+        0,
+        1,
+    ]  # not at θ itself
     state = None
     for t in range(50):
         _, state = srm_scan(current[None, t : t + 1], parameters, state, return_state=True)
