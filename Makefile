@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu clean
+.PHONY: demo test contracts thorough mutants coverage lint docs pages bench bench-peers networks learning gpu hub clean
 
 demo: $(VENV)/demo
 	$(BIN)/srm-triton train --data digits --output runs/demo --overwrite --minimum-accuracy 0.97
@@ -58,6 +58,10 @@ learning: $(VENV)/peers
 # with the PyTorch that $(PYTHON) has; installs nothing and needs no network
 gpu:
 	$(PYTHON) -m bench.gpu
+
+# the kernels as a project of Hugging Face's `kernels`
+hub:
+	$(PYTHON) docs/packaging/hub_kernel.py build/hub
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info kernels/*.so

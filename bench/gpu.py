@@ -78,7 +78,7 @@ def plan(folder: Path, *, dry_run: bool) -> list[list[Stage]]:
         Stage("verify", 120, ["-m", "srm_triton", "verify", "--repeats", "1" if dry_run else "10"]),
         Stage("tests", 120, ["-m", "pytest", *tests, *workers, "-q", "-o", "filterwarnings=default"], "pytest"),
     ]
-    tuned = ["srm_scan.test_scan", "network", "affine.test_layer", "srm_scan.test_both_gradients"]
+    tuned = ["srm_scan.test_scan", "batch_norm", "network", "affine.test_layer", "srm_scan.test_both_gradients"]
     return [
         [bench("machine", 30), Stage("info", 30, ["-m", "srm_triton", "info"])],
         checks,

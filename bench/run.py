@@ -140,8 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(torch.cuda.get_device_name() if harness.DEVICE.type == "cuda" else "the CPU", flush=True)
     run = describe(f"python -m bench.run {' '.join(sys.argv[1:] if arguments is None else arguments)}")
     if options.tune:
-        with tuning.tune(options.tuning) as trials:
-            failures = _each_case(options, lambda operation: _prepare)
+        trials = tuning.tune(path=options.tuning, again=True)
+        failures = _each_case(options, lambda operation: _prepare)
+        tuning.tune(False)
         tried = {case: [_trial(*trial) for trial in of_case] for case, of_case in trials.items()}
         (options.report / "trials.json").write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
     else:

@@ -11,7 +11,7 @@ copyright = "the srm-triton authors"
 release = version = installed("srm-triton")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["figures"]
+exclude_patterns = ["figures", "packaging", "release.md"]
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of PyTorch, whose inventory lies elsewhere
 
 myst_enable_extensions = ["colon_fence"]

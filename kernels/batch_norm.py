@@ -3,26 +3,30 @@
 A column's mean is kept as an unevaluated sum, a high and a low part: (x − high) − low is exact to rounding however
 large the mean. Moments are merged from those of parts, never from sums of squares, so nothing cancels.
 
-Where one tile holds whole columns (`Tile.whole`), one launch reads the matrix once. Otherwise the samples are split: a
-first launch finds each split's sums, a second one adds them in a fixed order and streams over the matrix again.
+Where one tile holds whole columns, one launch reads the matrix once. Otherwise the samples are split: a first launch
+finds each split's sums, a second one adds them in a fixed order and streams over the matrix again. The tile may be
+tuned; another tile adds in another order, so results differ by rounding.
 Equations and names: `srm_triton/ops/batch_norm.py`.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton import language as tl
 
 from . import launch
+from .configurations import Tunable
 
 TILE = 2048  # elements that a program holds at a time
-WHOLE = 16384  # the most that it holds where that spares a second pass; a quarter of it in float64
+WHOLE = 8192  # the most that it holds where that spares a second pass, twice in one column of adjacent samples
 MAX_SPLITS = 64
 PROGRAMS = 512  # as many as fill a device
 SECTOR = 32  # bytes that a memory access moves at least
+MOST_WARPS = 16
+PER_WARP = 512  # elements; half in float64
 
 
 @triton.jit
@@ -342,72 +346,99 @@ def batch_norm_backward_kernel(
             _store_grads(pointer, normalised, dy, factor, mean_grad, projection, exists & inside)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """The elements that a program holds at a time, how many such tiles it takes in turn, the programs of a column."""
+class Tile(NamedTuple):
+    """The elements that a program holds at a time, the most programs that share a column, and a program's warps."""
 
     block_samples: int
     block_features: int
-    tiles: int
     splits: int
     num_warps: int
 
-    @property
-    def whole(self) -> bool:
-        """Whether one tile holds whole columns."""
-        return self.tiles == self.splits == 1
-
-    def grid(self, features: int) -> tuple[int, int]:
-        """Programs over blocks of features, and over splits of the samples."""
-        return triton.cdiv(features, self.block_features), self.splits
-
-    def options(self) -> dict[str, Any]:
-        """What every kernel launch takes."""
-        return {
-            "BLOCK_SAMPLES": self.block_samples,
-            "BLOCK_FEATURES": self.block_features,
-            "num_warps": self.num_warps,
-        }
+    def shares(self, samples: int) -> tuple[int, int]:
+        """The tiles that a program takes in turn, and the programs of a column; one and one hold whole columns."""
+        blocks = triton.cdiv(samples, self.block_samples)
+        tiles = triton.cdiv(blocks, self.splits)
+        return tiles, triton.cdiv(blocks, tiles)
 
 
-def choose_tile(samples: int, features: int, samples_adjacent: bool, dtype: torch.dtype) -> Tile:
-    """A tile with whole columns where that leaves accesses coalesced, else tiles that split the samples."""
-    whole = WHOLE // 4 if dtype == torch.float64 else WHOLE
-    tile, programs = (whole, 1) if launch.interpreted() else (TILE, PROGRAMS)  # interpreted programs cost the same
-    per_warp = 256 if dtype == torch.float64 else 512
-    samples_ceiling, features_ceiling = triton.next_power_of_2(samples), triton.next_power_of_2(features)
-    narrowest = 1 if samples_adjacent else min(SECTOR // dtype.itemsize, features_ceiling)
-    block_features = min(max(tile // samples_ceiling, narrowest), features_ceiling)
-    if samples_ceiling * block_features <= whole:
-        return Tile(samples_ceiling, block_features, 1, 1, _num_warps(samples_ceiling * block_features, per_warp))
-    block_features = 1 if samples_adjacent else min(32, features_ceiling)
-    block_samples = min(tile // block_features, samples_ceiling)
-    blocks = triton.cdiv(samples, block_samples)
-    splits = min(
-        blocks,
-        MAX_SPLITS,
-        max(math.isqrt(blocks), triton.cdiv(programs, triton.cdiv(features, block_features))),
-    )
-    tiles = triton.cdiv(blocks, splits)
-    return Tile(
-        block_samples,
-        block_features,
-        tiles,
-        triton.cdiv(blocks, tiles),
-        _num_warps(block_samples * block_features, per_warp),
-    )
+def candidates(
+    warp: int | None, dtype: torch.dtype, samples_exponent: int, features_exponent: int, adjacent: str
+) -> list[Tile]:
+    """Tiles for up to 2^exponent samples and features, of which the `adjacent` ones are; the usual tile first.
+
+    It holds whole columns where that leaves accesses coalesced. The others are its neighbours, within the same bounds.
+    """
+    samples, features = 1 << samples_exponent, 1 << features_exponent
+    double = 1 + (dtype == torch.float64)
+    most = WHOLE // double**2
+    target, programs = (most, 1) if warp is None else (TILE, PROGRAMS)  # interpreted programs cost the same
+    narrowest = 1 if adjacent == "samples" else min(SECTOR // dtype.itemsize, features)
+
+    def tile(rows: int, columns: int, splits: int = 1, warps: int = 1) -> Tile:
+        return Tile(rows, columns, splits, min(max(rows * columns * double // PER_WARP, 1), MOST_WARPS) * warps)
+
+    def holds(rows: int, columns: int) -> bool:  # addresses of values that are not adjacent take registers
+        return rows * columns <= most * (1 + (adjacent == "samples" and columns == 1))
+
+    def fits(tile: Tile) -> bool:
+        return (
+            narrowest <= tile.block_features <= features
+            and 1 <= tile.splits <= min(samples // tile.block_samples, MAX_SPLITS)
+            and tile.num_warps <= MOST_WARPS
+            and holds(tile.block_samples, tile.block_features)
+        )
+
+    columns = 1 if adjacent == "samples" else min(32, features)
+    rows = min(target // columns, samples)
+    splits = min(samples // rows, MAX_SPLITS, max(math.isqrt(samples // rows), programs // (features // columns)))
+    split = tile(rows, columns, splits)
+    wide = min(max(target // samples, narrowest), features)
+    if holds(samples, wide):
+        widths = wide // 2, wide * 2, wide // 4
+        found = [tile(samples, wide, 1, warps) for warps in (1, 2, 4)] + [tile(samples, width) for width in widths]
+        found.append(split)
+    else:
+        shapes = (rows // 2, columns), (rows * 2, columns), (rows // 2, columns * 2)
+        found = [split, tile(rows, columns, splits, 2), *(tile(*shape, splits) for shape in shapes)]
+        found += [tile(rows, columns, splits // 2), tile(rows, columns, splits * 2)]
+    return list(dict.fromkeys(filter(fits, found)))
 
 
-def _num_warps(elements: int, per_warp: int) -> int:
-    return min(max(elements // per_warp, 1), 16)
+_SIZES, _TOLERANCE = "samples ≤ 2^{}, features ≤ 2^{}, {} adjacent", 16.0
+FORWARD = Tunable("batch_norm_forward", _SIZES, candidates, _TOLERANCE)
+BACKWARD = Tunable("batch_norm_backward", _SIZES, candidates, _TOLERANCE)
 
 
 def _samples_adjacent(matrix: torch.Tensor) -> bool:
     return matrix.stride(0) < matrix.stride(1)
 
 
-def _tile_of(inputs: torch.Tensor) -> Tile:
-    return choose_tile(*inputs.shape, _samples_adjacent(inputs), inputs.dtype)
+def _run(
+    tunable: Tunable,
+    inputs: torch.Tensor,
+    tile: Tile | None,
+    start: Callable[[Tile], None],
+    outputs: Sequence[torch.Tensor],
+) -> None:
+    """Starts with a tile; without one, with the tuned or the usual one."""
+    with launch.device_of(inputs):
+        if tile is None:
+            exponents = ((size - 1).bit_length() for size in inputs.shape)
+            size_class = *exponents, "samples" if _samples_adjacent(inputs) else "features"
+            tile = tunable.choose(inputs, size_class, start, outputs)
+        start(tile)
+
+
+def _grid(tile: Tile, splits: int, features: int) -> tuple[int, int]:
+    return triton.cdiv(features, tile.block_features), splits
+
+
+def _blocks(tile: Tile) -> dict[str, Any]:
+    return {
+        "BLOCK_SAMPLES": tile.block_samples,
+        "BLOCK_FEATURES": tile.block_features,
+        "num_warps": tile.num_warps,
+    }
 
 
 def forward(
@@ -419,19 +450,22 @@ def forward(
     eps: float,
     divisor: int,
     keep_zeros: bool,
+    tile: Tile | None = None,
 ) -> None:
     """Fills `outputs` and `statistics`, the [3, features] high and low part of the mean and the variance.
 
     Matrices are [samples, features]; `divisor` is that of the variance; with `keep_zeros` an input of 0 gives 0.
+    Without a `tile`, the tuned or the usual one serves.
     """
     samples, features = inputs.shape
-    tile = _tile_of(inputs)
-    grid = tile.grid(features)
-    partials = None if tile.whole else statistics.new_empty(3, tile.splits, features)
-    sizes = (tile.tiles, tile.splits, samples, features)
-    with launch.device_of(inputs):
-        if partials is not None:
-            batch_norm_partial_kernel[grid](inputs, partials, *sizes, *inputs.stride(), **tile.options())
+
+    def start(tile: Tile) -> None:
+        tiles, splits = tile.shares(samples)
+        grid, blocks, sizes = _grid(tile, splits, features), _blocks(tile), (tiles, splits, samples, features)
+        partials = None
+        if tiles * splits > 1:
+            partials = statistics.new_empty(3, splits, features)
+            batch_norm_partial_kernel[grid](inputs, partials, *sizes, *inputs.stride(), **blocks)
         batch_norm_forward_kernel[grid](
             inputs,
             weight,
@@ -444,9 +478,11 @@ def forward(
             *inputs.stride(),
             *outputs.stride(),
             launch.scalars(inputs.dtype, (eps, float(keep_zeros))),
-            BLOCK_SPLITS=triton.next_power_of_2(tile.splits),
-            **tile.options(),
+            BLOCK_SPLITS=triton.next_power_of_2(splits),
+            **blocks,
         )
+
+    _run(FORWARD, inputs, tile, start, (outputs, statistics))
 
 
 def backward(
@@ -459,35 +495,38 @@ def backward(
     eps: float,
     divisor: int,
     keep_zeros: bool,
+    tile: Tile | None = None,
 ) -> None:
     """Fills `grad_inputs` and `grad_affine`, the [2, features] gradients of weight and bias.
 
-    `divisor` is the one under the sum of dy·x̂ in the gradient of the inputs.
+    `divisor` is the one under the sum of dy·x̂ in the gradient of the inputs. Without a `tile`, the tuned or the usual
+    one serves.
     """
     samples, features = inputs.shape
-    tile = _tile_of(inputs)
-    grid = tile.grid(features)
-    partials = None if tile.whole else statistics.new_empty(2, tile.splits, features)
-    sizes = (tile.tiles, tile.splits, samples, features)
     constants = launch.scalars(inputs.dtype, (eps, float(keep_zeros)))
-    with launch.device_of(inputs):
-        if partials is not None:
-            # both launches read them, in the order of the inputs
-            if _samples_adjacent(grads) != _samples_adjacent(inputs) and 0 not in grads.stride():
-                grads = torch.empty_like(inputs).copy_(grads)
+    order_differs = _samples_adjacent(grads) != _samples_adjacent(inputs) and 0 not in grads.stride()
+
+    def start(tile: Tile) -> None:
+        tiles, splits = tile.shares(samples)
+        grid, blocks, sizes = _grid(tile, splits, features), _blocks(tile), (tiles, splits, samples, features)
+        dy, partials = grads, None
+        if tiles * splits > 1:
+            if order_differs:  # both launches read them, in the order of the inputs
+                dy = torch.empty_like(inputs).copy_(grads)
+            partials = statistics.new_empty(2, splits, features)
             batch_norm_backward_partial_kernel[grid](
-                grads,
+                dy,
                 inputs,
                 statistics,
                 partials,
                 *sizes,
-                *grads.stride(),
+                *dy.stride(),
                 *inputs.stride(),
                 constants,
-                **tile.options(),
+                **blocks,
             )
         batch_norm_backward_kernel[grid](
-            grads,
+            dy,
             inputs,
             weight,
             statistics,
@@ -496,10 +535,12 @@ def backward(
             grad_affine,
             *sizes,
             divisor,
-            *grads.stride(),
+            *dy.stride(),
             *inputs.stride(),
             *grad_inputs.stride(),
             constants,
-            BLOCK_SPLITS=triton.next_power_of_2(tile.splits),
-            **tile.options(),
+            BLOCK_SPLITS=triton.next_power_of_2(splits),
+            **blocks,
         )
+
+    _run(BACKWARD, inputs, tile, start, (grad_inputs, grad_affine))

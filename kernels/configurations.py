@@ -9,14 +9,14 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 FORMAT = "srm-triton tuning 2"
-_INSTEAD = "; the usual configurations serve instead"
+INSTEAD = "; the usual configurations serve instead"
 
 
 class TuningError(ValueError):
@@ -40,19 +40,24 @@ Entries = dict[str, dict[str, float]]
 # Process-wide, like torch.backends' flags: custom ops, whose launchers look here, take no such arguments.
 lock = threading.RLock()
 choices: dict[tuple, Any] = {}  # of the classes that were launched
-tuner: Callable[..., Any] | None = None  # chooses, in place of the file, while kernels are tuned
+tuner: Callable[..., Any] | None = None  # chooses what the file does not hold, while kernels are tuned
 _loaded: Entries | None = None
 
 
 @dataclass(frozen=True)
 class Tunable:
-    """A kernel's choices; a configuration is a NamedTuple of ints."""
+    """A kernel's choices; a configuration is a NamedTuple of ints.
+
+    Where a `tolerance` says that results depend on the configuration, the usual one serves under
+    `torch.use_deterministic_algorithms(True)`, whatever was tuned.
+    """
 
     name: str
-    sizes: str  # a class of sizes in words, with {} for each number that `choose` is given
-    candidates: Callable[[int], Sequence[Any]]  # worth timing, the usual one first, for the threads of a warp
-    interpreted: Any  # the one in Triton's interpreter, where a program costs the same whatever its size
-    tolerance: float = 0.0  # between two candidates' results, as a part of the largest; 0 demands the same bits
+    sizes: str  # a class of sizes in words, with {} for each that `choose` is given
+    # worth timing, the usual one first, for the threads of a warp, the dtype and the sizes; without warps, in Triton's
+    # interpreter, a program costs the same whatever its size, and the first serves
+    candidates: Callable[..., Sequence[Any]]
+    tolerance: float = 0.0  # between two candidates' results, in roundings of the largest; 0 demands the same bits
 
     def choose(
         self, tensor: torch.Tensor, sizes: tuple, launch: Callable[[Any], object], outputs: Sequence[torch.Tensor]
@@ -62,27 +67,28 @@ class Tunable:
         While kernels are tuned, it calls `launch` many times, with each candidate; `outputs` are all tensors that this
         fills, none of which it reads.
         """
-        key = self.name, tensor.device, tensor.dtype, *sizes
+        fixed = self.tolerance > 0 and torch.are_deterministic_algorithms_enabled()
+        key = self.name, tensor.device, tensor.dtype, fixed, *sizes
         if (choice := choices.get(key)) is not None:
             return choice
-        if (warp := warp_size()) is None:
-            return self.interpreted
+        warp = warp_size()
+        candidates = self.candidates(warp, tensor.dtype, *sizes)
+        if fixed or warp is None:
+            return candidates[0]
         with lock:
             if key not in choices:
                 where = torch.cuda.get_device_name(tensor.device) if tensor.is_cuda else tensor.device
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 case = f"{self.name}, {self.sizes.format(*sizes)}, {dtype} on {where}, {', '.join(versions())}"
-                candidates = self.candidates(warp)
-                choices[key] = tuner(self, case, candidates, launch, outputs) if tuner else _tuned(case, candidates)
+                entry = (load() if _loaded is None else _loaded).get(case, {})
+                known = next((each for each in candidates if each._asdict().items() <= entry.items()), None)
+                if tuner is None and entry and known is None:
+                    warnings.warn(f"{entry} is no candidate for {case}{INSTEAD}", TuningWarning, stacklevel=3)
+                choice = tuner(self, case, candidates, known, launch, outputs) if tuner else known or candidates[0]
+                if choice is None:  # now it cannot be timed, a later launch may be
+                    return known or candidates[0]
+                choices[key] = choice
             return choices[key]
-
-
-def _tuned(case: str, candidates: Sequence[Any]) -> Any:
-    entry = (load() if _loaded is None else _loaded).get(case, {})
-    fitting = [candidate for candidate in candidates if candidate._asdict().items() <= entry.items()]
-    if entry and not fitting:
-        warnings.warn(f"{entry} is no candidate for {case}{_INSTEAD}", TuningWarning, stacklevel=4)
-    return (fitting or candidates)[0]
 
 
 def warp_size() -> int | None:
@@ -102,7 +108,11 @@ def versions() -> list[str]:
         from triton import __version__ as triton_version  # its distribution has another name for ROCm
     except ImportError:
         triton_version = "missing"
-    return [f"srm_triton {version('srm-triton')}", f"torch {torch.__version__}", f"triton {triton_version}"]
+    try:
+        own_version = version("srm-triton")
+    except PackageNotFoundError:  # loaded as a kernel of the Hugging Face Hub
+        own_version = "missing"
+    return [f"srm_triton {own_version}", f"torch {torch.__version__}", f"triton {triton_version}"]
 
 
 def default_path() -> Path:
@@ -134,7 +144,6 @@ def load(path: Path | None = None) -> Entries:
 
     What cannot be used counts as absent and gives a `TuningWarning`. Without this, the first launch reads the default.
     """
-    global _loaded
     entries, problem, here = {}, None, ", ".join(versions())
     with lock:
         try:
@@ -144,11 +153,18 @@ def load(path: Path | None = None) -> Entries:
                 problem = f"{path}: tuned for other versions than those here, {here}"
         except TuningError as error:
             problem = str(error)
+        use(entries)
+        if problem:
+            warnings.warn(problem + INSTEAD, TuningWarning, stacklevel=2)
+        return entries
+
+
+def use(entries: Entries | None) -> None:
+    """Lets launches choose among entries; None for those of the default file, which the next launch on a GPU reads."""
+    global _loaded
+    with lock:
         choices.clear()
         _loaded = entries
-        if problem:
-            warnings.warn(problem + _INSTEAD, TuningWarning, stacklevel=2)
-        return entries
 
 
 def loaded() -> Entries | None:
@@ -158,7 +174,4 @@ def loaded() -> Entries | None:
 
 def unload() -> None:
     """Forgets what was read and tuned; the next launch on a GPU reads the default file."""
-    global _loaded
-    with lock:
-        choices.clear()
-        _loaded = None
+    use(None)

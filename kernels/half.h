@@ -2,7 +2,7 @@
 
 #include "native.h"
 
-enum { AS_REAL, AS_BFLOAT16, AS_FLOAT16 };
+enum { AS_REAL, AS_BFLOAT16, AS_FLOAT16, AS_BYTE };
 
 typedef union {
     float value;
@@ -64,7 +64,7 @@ static void read_half(int64_t storage, const uint16_t *restrict from, int64_t wi
 }
 
 EVERY_VECTOR_WIDTH
-static void write_half(int64_t storage, const float *restrict from, int64_t width, uint16_t *restrict to)
+__attribute__((unused)) static void write_half(int64_t storage, const float *restrict from, int64_t width, uint16_t *restrict to)
 {
     if (storage == AS_BFLOAT16)
         for (int64_t i = 0; i < width; i++)

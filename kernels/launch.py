@@ -1,7 +1,10 @@
 """What the launchers share: scalars, the interpreter and the choice of device."""
 
+import functools
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import triton
@@ -38,6 +41,26 @@ def convert(values, dtype: tl.constexpr):
 def scalars(dtype: torch.dtype, values: tuple[float, ...]) -> tuple:
     """Floats as kernel arguments; as Triton passes run-time floats in float32, float64 needs compile-time constants."""
     return tuple(map(tl.constexpr, values)) if dtype == torch.float64 else values
+
+
+def tells_sizes_apart() -> bool:
+    """Whether Triton compiles in of each tensor if it has less than 2 GB, as for AMD."""
+    return torch.version.hip is not None
+
+
+def for_sizes_of(kernel: Any, arguments: Sequence[Any]) -> Any:
+    """The kernel, or the one for tensors of any size: all or none are compiled as small, else each makes a variant."""
+    if tells_sizes_apart() and any(
+        isinstance(argument, torch.Tensor) and argument.untyped_storage().nbytes() >= 2**31 for argument in arguments
+    ):
+        return _of_any_size(kernel)
+    return kernel
+
+
+@functools.cache
+def _of_any_size(kernel: Any) -> Any:
+    pointers = kernel.do_not_specialize_on_alignment
+    return triton.jit(kernel.fn, do_not_specialize=[*kernel.do_not_specialize, *pointers])
 
 
 def device_of(tensor: torch.Tensor) -> AbstractContextManager:

@@ -22,6 +22,9 @@ INLINE int64_t block_size(const Levels *argument, int64_t start)
     return argument->count - start < BLOCK ? argument->count - start : BLOCK;
 }
 
+#define REAL uint8_t
+#include "levels.c"
+#undef REAL
 #define REAL uint16_t
 #include "levels.c"
 #undef REAL

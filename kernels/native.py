@@ -10,13 +10,18 @@ from typing import Any, NamedTuple
 import torch
 
 from . import MOST_LEVELS, SRM_SCAN_RISE, SRM_SCAN_RULES
-from .layout import NeuronOrder, outer_time_inner, rows_of
+from .layout import NeuronOrder, accumulator_dtype, outer_time_inner, rows_of
 
 _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows, if there are more than so many, cost more than copies that make one row of all
 _WIDE = 128  # neurons of a channel that lie side by side; fewer are worth no tile of their own
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
-_STORAGES = {torch.bfloat16: 1, torch.float16: 2}  # of sequences that are computed in float32
+_STORAGES = {
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.uint8: 3,
+    torch.bool: 3,
+}  # of what is not as computed
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
 
 
@@ -29,7 +34,8 @@ class _Scan(ctypes.Structure):
 
     _fields_ = _fields(
         (ctypes.c_int64, "outer steps inner tile block channels channel_stride each"),
-        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time storage rule"),
+        (ctypes.c_int64, "current_stride_outer current_stride_time grad_stride_outer grad_stride_time storage"),
+        (ctypes.c_int64, "spike_storage rule"),
         (ctypes.c_double, "rise"),
         (ctypes.c_void_p, "current constants initial grad_spikes grad_final events"),
         (ctypes.c_void_p, "spikes final membrane gradient_trace weight_path time_path grad_initial grad_constants"),
@@ -96,11 +102,27 @@ class _Levels(ctypes.Structure):
     _fields_ = _fields((ctypes.c_int64, "count bits levels"), (ctypes.c_void_p, "values table codes"))
 
 
+class _Gather(ctypes.Structure):
+    """`Gather` of gather_linear.c, field by field."""
+
+    _fields_ = _fields(
+        (ctypes.c_int64, "samples inputs outputs row columns terms storage"),
+        (ctypes.c_void_p, "x weight bias results scratch"),
+        (ctypes.c_longlong, "tiles_taken workers"),
+    )
+
+
+class _Count(ctypes.Structure):
+    """`Count` of gather_linear.c, field by field."""
+
+    _fields_ = _fields((ctypes.c_int64, "size count"), (ctypes.c_void_p, "values"))
+
+
 _STRUCTURES = {
     "srm_scan": _Scan, "batch_norm": _BatchNorm, "shrink": _Step, "poisson": _Poisson, "cosine": _Cosine,
-    "variation": _Variation, "levels": _Levels,
+    "variation": _Variation, "levels": _Levels, "gather_linear": _Gather,
 }  # fmt: skip
-_LAYOUTS = {"srm_scan": 3, "batch_norm": 3}  # numbers that a source states, where they are more than one
+_LAYOUTS = {"srm_scan": 3, "batch_norm": 3, "gather_linear": 4}  # numbers that a source states
 
 
 def _path() -> str | None:
@@ -127,7 +149,7 @@ def _library() -> ctypes.CDLL | str:
 
 @functools.cache
 def _layout(library: ctypes.CDLL, stem: str) -> tuple[int, ...]:
-    """Its structure's size, and of the scan the largest tile and a chunk, of batch norm columns and rows of a tile."""
+    """Its structure's size, and what else a source says of its tiles."""
     return tuple((ctypes.c_int64 * _LAYOUTS.get(stem, 1)).in_dll(library, f"{stem}_layout"))
 
 
@@ -154,8 +176,8 @@ def threads() -> int:
 class _Neurons(NeuronOrder):
     """The tensors of a scan as C reads them: [outer, time, inner], inner with stride 1.
 
-    Sequences are in the dtype of the current, states and traces in that of the constants, float32 or float64. Where
-    inner is narrow, all neurons make one row.
+    Sequences are in the dtype of the current, spikes and their gradient in one of their own, states and traces in that
+    of the constants, float32 or float64. Where inner is narrow, all neurons make one row.
     """
 
     def __init__(self, current: torch.Tensor, like: torch.Tensor, constants: torch.Tensor, time_axis: int) -> None:
@@ -177,7 +199,7 @@ class _Neurons(NeuronOrder):
 
     def sequence(self, tensor: torch.Tensor) -> torch.Tensor:
         """As C reads it."""
-        viewed = super().sequence(tensor).to(self.dtype)
+        viewed = super().sequence(tensor)
         outer, steps, inner = viewed.shape
         if inner < _NARROW < outer:
             viewed = viewed.transpose(0, 1).reshape(1, steps, outer * inner)
@@ -219,7 +241,7 @@ class _Neurons(NeuronOrder):
                 self.hand_over(memory, tensor, leading)
 
 
-_PACK = struct.Struct("14q d 15P 2q").pack  # `_Scan`, in a tenth of the time
+_PACK = struct.Struct("15q d 15P 2q").pack  # `_Scan`, in a tenth of the time
 _PACK_NORM = struct.Struct("5q 2d 8P q").pack  # likewise `_BatchNorm`
 
 
@@ -245,11 +267,12 @@ def scan_plan(
     stride: tuple[int, ...],
     grad_stride: tuple[int, ...],
     dtype: torch.dtype,
+    spike_dtype: torch.dtype,
     channels: int,
     time_axis: int,
     threads: int,
 ) -> LaunchPlan | None:
-    """The plan for a current and the gradient of its spikes; None where they are not read as they are.
+    """The plan for a current and its spikes, or the gradient of these; None where they are not read as they are.
 
     The plans used last are kept: `scan_plan.cache_info()` counts them, `scan_plan.cache_clear()` forgets them.
     """
@@ -267,7 +290,8 @@ def scan_plan(
     _, tile, chunk = _layout(_library(), "srm_scan")
     block, *others = _blocks(inner, channels, order.channel_stride)
     neurons = _tile(outer, inner, block, threads), block, *others
-    sizes = outer, steps, inner, *neurons, *current.stride()[:2], *grad.stride()[:2], _STORAGES.get(dtype, 0)
+    sizes = outer, steps, inner, *neurons, *current.stride()[:2], *grad.stride()[:2]
+    sizes = *sizes, _STORAGES.get(dtype, 0), _STORAGES.get(spike_dtype, 0)
     functions = (_function(f"srm_scan_{direction}", dtype) for direction in ("forward", "backward"))
     return LaunchPlan(sizes, threads * 3 * (chunk - (-steps // chunk)) * tile, *functions)
 
@@ -290,12 +314,12 @@ def _plan_for(
     current: torch.Tensor, grad: torch.Tensor, time_axis: int, threads: int, channels: int, *states: torch.Tensor | None
 ) -> LaunchPlan | None:
     """The plan for tensors that C reads as they are; None where they need copies."""
-    if grad.dtype != current.dtype:
-        return None
     for state in states:
         if state is not None and not state.is_contiguous():
             return None
-    return scan_plan(current.shape, current.stride(), grad.stride(), current.dtype, channels, time_axis, threads)
+    return scan_plan(
+        current.shape, current.stride(), grad.stride(), current.dtype, grad.dtype, channels, time_axis, threads
+    )
 
 
 def scan_forward(
@@ -318,7 +342,7 @@ def scan_forward(
         plan.forward(_PACK(*plan.sizes, 0, SRM_SCAN_RISE, *read, *filled, *[0] * 7), _thread_pool(), threads)
         return
     neurons = _Neurons(current, spikes, constants, time_axis)
-    neurons.scan.rise = SRM_SCAN_RISE
+    neurons.scan.rise, neurons.scan.spike_storage = SRM_SCAN_RISE, _STORAGES.get(spikes.dtype, 0)
     neurons.point_to_states(filled=False, initial=initial)
     neurons.point_to_states(filled=True, final=final, events=events)
     neurons.point_to_sequences(spikes=spikes, membrane=membrane, gradient_trace=gradient_trace)
@@ -341,6 +365,8 @@ def scan_backward(
 ) -> None:
     """Fills those of the last four tensors that are given; as kernels/srm_scan.py."""
     threads = _number_of_threads(current)
+    if accumulator_dtype(grad_spikes.dtype) != constants.dtype:  # which C reads no sequence in
+        grad_spikes = grad_spikes.to(constants.dtype)
     plan = _plan_for(
         current, grad_spikes, time_axis, threads, constants.shape[1], constants, initial, grad_final, events
     )
@@ -357,6 +383,7 @@ def scan_backward(
     grad = neurons.sequence(grad_spikes)
     scan.grad_stride_outer, scan.grad_stride_time, _ = grad.stride()
     scan.rule, scan.grad_spikes = SRM_SCAN_RULES[rule], grad.data_ptr()
+    scan.spike_storage = _STORAGES.get(grad.dtype, 0)
     neurons.point_to_states(filled=False, initial=initial, grad_final=grad_final, events=events)
     neurons.point_to_states(filled=True, grad_initial=grad_initial, grad_constants=grad_constants)
     neurons.point_to_sequences(weight_path=weight_path, time_path=time_path)
@@ -586,3 +613,37 @@ def encode_levels(values: torch.Tensor, table: torch.Tensor, bits: int) -> torch
 def decode_levels(values: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bits: int) -> None:
     """Fills dense `values` with those that `encode_levels` took."""
     _levels("decode", values, table, codes, bits)
+
+
+def row_of_panels(outputs: int) -> int:
+    """Values from row to row of a weight that `gather_linear` reads: whole panels, and a line that parts the cache."""
+    panel = _layout(_library(), "gather_linear")[1]
+    return -(-outputs // panel) * panel + 16
+
+
+def count_nonzero(values: torch.Tensor) -> int:
+    """How many values of a contiguous tensor, of floats or bytes, are not 0."""
+    count = _Count(values.itemsize, values.numel(), values.data_ptr())
+    _library().gather_linear_count(ctypes.byref(count))  # type: ignore[union-attr]
+    return int(count.count)
+
+
+def gather_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, results: torch.Tensor) -> None:
+    """Fills `results`, in the dtype of the weight.
+
+    Args:
+        inputs: [samples, inputs], contiguous, in the dtype of the weight, half precision or uint8.
+        weight: [outputs, inputs] in float32 or float64, with strides (1, `row_of_panels(outputs)`).
+        bias: [outputs], contiguous, or None.
+        results: [samples, outputs], contiguous.
+    """
+    (samples, width), outputs, threads = inputs.shape, len(weight), _number_of_threads(results)
+    _, panel, block, most = _layout(_library(), "gather_linear")
+    across = -(-threads * most // max(samples, most))  # so that no thread goes without
+    columns = -(-outputs // (panel * across)) * panel
+    terms = min(samples, most) * min(width, block) + 1
+    scratch = torch.empty(threads, terms, 2, dtype=weight.dtype)
+    tensors = map(_pointer, (inputs, weight, bias, results, scratch))
+    storage = 0 if inputs.dtype == weight.dtype else _STORAGES[inputs.dtype]
+    gather = _Gather(samples, width, outputs, weight.stride(1), columns, terms, storage, *tensors)
+    _run("gather_linear", gather, weight.dtype, threads)

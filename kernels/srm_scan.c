@@ -20,6 +20,7 @@ typedef struct {
     int64_t each; /* whether constants change within a tile */
     int64_t current_stride_outer, current_stride_time, grad_stride_outer, grad_stride_time;
     int64_t storage; /* of sequences: AS_REAL, or half precision; membrane and gradient trace are REAL */
+    int64_t spike_storage; /* of spikes and of their gradient: as above, or of spikes AS_BYTE */
     int64_t rule;    /* 0: event; surrogate: 1 arctan, 2 fast sigmoid; 3: original */
     double rise;  /* of the potential at which a silent output neuron counts as firing */
     const void *current, *constants, *initial, *grad_spikes, *grad_final;
@@ -66,11 +67,11 @@ typedef struct {
 } TYPED(State);
 
 /* A row of a sequence as REAL: where it stands, or converted into `row`. */
-INLINE const REAL *TYPED(read)(const Scan *scan, const void *sequence, int64_t place, int64_t width, REAL *restrict row)
+INLINE const REAL *TYPED(read)(int64_t storage, const void *sequence, int64_t place, int64_t width, REAL *restrict row)
 {
-    if (scan->storage == AS_REAL)
+    if (storage == AS_REAL)
         return (const REAL *)sequence + place;
-    read_half(scan->storage, (const uint16_t *)sequence + place, width, (float *)row);
+    read_half(storage, (const uint16_t *)sequence + place, width, (float *)row);
     return row;
 }
 
@@ -84,6 +85,18 @@ INLINE void TYPED(finish)(const Scan *scan, void *sequence, int64_t place, int64
 {
     if (sequence && scan->storage != AS_REAL)
         write_half(scan->storage, (const float *)row, width, (uint16_t *)sequence + place);
+}
+
+/* Writes 0 and 1 of a row in the type of spikes, unless the row stands in its place. */
+INLINE void TYPED(finish_spikes)(const Scan *scan, int64_t place, int64_t width, const REAL *restrict row)
+{
+    uint16_t one = scan->spike_storage == AS_BFLOAT16 ? 0x3f80 : 0x3c00;
+    if (scan->spike_storage == AS_BYTE)
+        for (int64_t i = 0; i < width; i++)
+            ((uint8_t *)scan->spikes)[place + i] = row[i] != 0;
+    else if (scan->spike_storage != AS_REAL)
+        for (int64_t i = 0; i < width; i++)
+            ((uint16_t *)scan->spikes)[place + i] = row[i] != 0 ? one : 0;
 }
 
 INLINE void TYPED(copy)(REAL *restrict to, const REAL *restrict from, int64_t width)
@@ -180,14 +193,14 @@ INLINE void TYPED(forward)(Scan *scan, int each)
         for (int64_t t = 0; t < scan->steps; t++) {
             REAL *membrane = scan->membrane ? (REAL *)scan->membrane + output : unused[0];
             REAL *gradient_trace = scan->gradient_trace ? (REAL *)scan->gradient_trace + output : unused[1];
-            const REAL *current = TYPED(read)(scan, scan->current, input, tile.width, converted);
-            REAL *spikes = TYPED(begin)(scan, scan->spikes, output, fired);
+            const REAL *current = TYPED(read)(scan->storage, scan->current, input, tile.width, converted);
+            REAL *spikes = scan->spike_storage == AS_REAL ? (REAL *)scan->spikes + output : fired;
             if (events)
                 TYPED(copy)(before, state.u, tile.width);
             TYPED(step)(tile.width, c, each, current, &state, unused[2], membrane, gradient_trace, spikes);
             for (int64_t i = 0; events && i < tile.width; i++) /* −2 marks a neuron that has fired */
                 events[i] = spikes[i] != 0 || events[i] == -2 ? -2 : membrane[i] - before[i] > rise ? t : events[i];
-            TYPED(finish)(scan, scan->spikes, output, tile.width, spikes);
+            TYPED(finish_spikes)(scan, output, tile.width, fired);
             input += scan->current_stride_time;
             output += scan->inner;
         }
@@ -291,7 +304,7 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
             if (t % CHUNK == 0)
                 TYPED(copy_state)(&starts[t / CHUNK], &state, width);
             int64_t place = input + t * scan->current_stride_time;
-            const REAL *x = TYPED(read)(scan, scan->current, place, width, converted);
+            const REAL *x = TYPED(read)(scan->storage, scan->current, place, width, converted);
             TYPED(step)(width, c, each, x, &state, unused[0], unused[1], unused[2], spikes);
         }
         TYPED(copy_state)(&starts[chunks - 1], &state, width);
@@ -300,7 +313,7 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
             TYPED(copy_state)(&state, &starts[chunk], width);
             for (int64_t t = chunk * CHUNK; t < end; t++) {
                 int64_t place = input + t * scan->current_stride_time;
-                const REAL *x = TYPED(read)(scan, scan->current, place, width, converted);
+                const REAL *x = TYPED(read)(scan->storage, scan->current, place, width, converted);
                 TYPED(step)(width, c, each, x, &state, learn ? synapses[t % CHUNK] : unused[0], membranes[t % CHUNK],
                             rule == 0 ? traces[t % CHUNK] : unused[1], spikes);
             }
@@ -314,7 +327,7 @@ INLINE void TYPED(backward)(Scan *scan, int each, int64_t rule, int learn)
                         previous[i] = membranes[k - 1][i] > threshold ? 0 : membranes[k - 1][i];
                     }
                 int64_t place = of_grad + t * scan->grad_stride_time;
-                const REAL *grad = TYPED(read)(scan, scan->grad_spikes, place, width, converted);
+                const REAL *grad = TYPED(read)(scan->spike_storage, scan->grad_spikes, place, width, converted);
                 REAL *weight_path = TYPED(begin)(scan, scan->weight_path, output, paths[0]);
                 REAL *time_path = TYPED(begin)(scan, scan->time_path, output, paths[1]);
                 TYPED(step_back)(width, c, each, rule, learn, grad, previous, synapses[k], membranes[k], traces[k],

@@ -3,7 +3,7 @@
 All loads of a chunk stand before the first use of one; the assembler may move some, but none behind the chunk's first
 result. The backward keeps nothing but the input current: it recomputes each chunk, last to first, from the state that
 the forward stored at the chunk's start. Neurons are counted in memory order without time, whatever their axes, so one
-compiled kernel serves every shape, layout and constant (on AMD, of tensors on one side of 2 GB).
+compiled kernel serves every shape, layout and constant; on AMD a second one serves launches with a tensor beyond 2 GB.
 Equations and names: `srm_triton/ops/srm_scan.py`.
 """
 
@@ -304,17 +304,20 @@ def srm_scan_backward_kernel(
         _store_state(grad_constants, n, neurons, True, (to_membrane_decay, to_rise, to_threshold))
 
 
-def _neuron_a_thread(warp: int) -> list[Configuration]:
+def _neuron_a_thread(warp: int | None, *_: Any) -> list[Configuration]:
+    if warp is None:
+        return [Configuration(4096, 4)]
     return [Configuration(block, max(block // warp, 1)) for block in (128, 32, 64, 256)]
 
 
-def _up_to_two_a_thread(warp: int) -> list[Configuration]:  # more than the registers of the backward hold
-    return [*_neuron_a_thread(warp), Configuration(128, 64 // warp), Configuration(256, 128 // warp)]
+def _up_to_two_a_thread(warp: int | None, *_: Any) -> list[Configuration]:  # more than the backward's registers hold
+    two = [] if warp is None else [Configuration(128, 64 // warp), Configuration(256, 128 // warp)]
+    return _neuron_a_thread(warp) + two
 
 
-_SIZES, _INTERPRETED = "T ≤ {}, neurons ≤ 2^{}", Configuration(4096, 4)
-FORWARD = Tunable("srm_scan_forward", _SIZES, _up_to_two_a_thread, _INTERPRETED)
-BACKWARD = Tunable("srm_scan_backward", _SIZES, _neuron_a_thread, _INTERPRETED)
+_SIZES = "T ≤ {}, neurons ≤ 2^{}"
+FORWARD = Tunable("srm_scan_forward", _SIZES, _up_to_two_a_thread)
+BACKWARD = Tunable("srm_scan_backward", _SIZES, _neuron_a_thread)
 
 
 class _Neurons(NeuronOrder):
@@ -339,6 +342,7 @@ class _Neurons(NeuronOrder):
         """Launches a kernel over all neurons; `outputs` are those of its arguments that it fills."""
         steps, neurons, *_ = self.sizes
         chunk = srm_scan_chunk(steps, self.current.itemsize)
+        kernel = launch.for_sizes_of(kernel, arguments)
 
         def start(configuration: Configuration) -> None:
             kernel[triton.cdiv(neurons, configuration.block),](

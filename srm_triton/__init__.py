@@ -45,6 +45,7 @@ from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
 from srm_triton.recurrent import SRMRecurrent, SRMRecurrentState
 from srm_triton.resnet import SpikingResNet18_2D
+from srm_triton.tuning import tune
 
 __version__ = "0.2.0"
 
@@ -86,6 +87,7 @@ __all__ = [
     "stepwise_cross_entropy",
     "synaptic_operations",
     "time_constants",
+    "tune",
     "use_backend",
     "van_rossum_loss",
     "watch",

@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from srm_triton.backend import requested_backend
-from srm_triton.checks import check_number, check_option, check_same, check_size, check_sizes, check_tensor, time_axes
+from srm_triton.checks import (
+    check_held,
+    check_number,
+    check_option,
+    check_same,
+    check_size,
+    check_sizes,
+    check_tensor,
+    time_axes,
+)
 from srm_triton.functions import (
     Function,
     Gradients,
@@ -35,7 +44,16 @@ from srm_triton.functions import (
 )
 from srm_triton.levels import KEEPS, Keep, decode, encode, mark
 from srm_triton.ops.batch_norm import batch_norm, check_vector, normalise, normalise_backward
-from srm_triton.ops.srm_scan import Gradient, Scan, Surrogate, check_fits, check_gradient, needs_gradient
+from srm_triton.ops.gather_linear import gather_linear
+from srm_triton.ops.srm_scan import (
+    Gradient,
+    Scan,
+    Surrogate,
+    check_fits,
+    check_gradient,
+    check_spike_dtype,
+    needs_gradient,
+)
 from srm_triton.parameters import SRMParameters, SRMState, check_parameters, stack_state, unstack_state
 from srm_triton.precision import as_autocast, autocast_of
 
@@ -69,7 +87,8 @@ class Linear:
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """[samples, in_features] to [samples, out_features]."""
-        return F.linear(samples, *tensors)
+        gathered = None if needs_gradient(samples, *tensors) else gather_linear(samples, *tensors)
+        return F.linear(_as_computed(samples, tensors), *tensors) if gathered is None else gathered
 
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`."""
@@ -97,7 +116,7 @@ class Convolution:
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """[samples, in_channels, ...] to [samples, out_channels, ...]."""
         convolve: Callable[..., Tensor] = CONVOLUTIONS[len(self.stride)]
-        return convolve(samples, *tensors, self.stride, self.padding, self.dilation, self.groups)
+        return convolve(_as_computed(samples, tensors), *tensors, self.stride, self.padding, self.dilation, self.groups)
 
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`; the scale is taken by the weight, which is smaller."""
@@ -131,14 +150,14 @@ class ModuleMap:
 
     def __call__(self, samples: Tensor, *tensors: Any) -> Tensor:
         """What the module returns, its hooks included."""
-        current: Tensor = self.module(samples)
+        current: Tensor = self.module(_as_computed(samples, tensors))
         return current
 
     def transpose(self, grad: Tensor, samples: Tensor, scale: float, *tensors: Any) -> Tensor:
         """See `Map`; an affine map's derivative does not depend on where it is taken."""
+        samples = samples.to(tensors[0].dtype) if tensors else samples  # small spikes
 
         def apply(x: Tensor) -> Tensor:
-            x = x.to(tensors[0].dtype) if tensors else x  # spikes in half precision, under autocast
             return functional_call(self.module, dict(zip(self.names, tensors, strict=True)), x).to(grad.dtype)
 
         grad_samples: Tensor = vjp(apply, samples)[1](grad)[0] * scale
@@ -263,6 +282,7 @@ class _MapAndFire(Function):
                 weight_path = weight_path.sum(how.scan.time_axis, keepdim=True)
                 distinct = samples.unflatten(0, shape).narrow(how.scan.time_axis, 0, 1).flatten(0, 1)
             with as_autocast(inputs, how.autocast) if runs_again else nullcontext():
+                distinct = _as_computed(distinct, tensors)
                 found = how.affine.derivatives(weight_path.flatten(0, 1), distinct, needed, *tensors)
             del weight_path
         if time_path is not None:
@@ -330,12 +350,25 @@ def _current(inputs: Tensor, affine: Map, tensors: tuple[Tensor | None, ...], ti
     return current.expand(*inputs.shape[:2], *current.shape[2:]) if repeats else current
 
 
+def _computed_like(inputs: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+    """What has the dtype that a map computes in: its weight, but under autocast, where products convert floats."""
+    weight = tensors[0] if tensors else None
+    if weight is None or inputs.dtype == weight.dtype or (inputs.is_floating_point() and autocast_of(inputs)):
+        return inputs
+    return weight
+
+
+def _as_computed(inputs: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+    """Inputs, such as small spikes, in the dtype that a map computes in, which holds them."""
+    return inputs.to(_computed_like(inputs, tensors).dtype)
+
+
 class _KeptLinear(Function):
     """A matrix product that keeps its inputs in the levels of spikes."""
 
     @staticmethod
     def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(inputs, weight, bias)
+        return F.linear(_as_computed(inputs, (weight,)), weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -358,7 +391,7 @@ class _KeptLinear(Function):
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, keep: Keep) -> Tensor:
     """`torch.nn.functional.linear` of [batch, time, in_features], with `keep` as in `SRMLayer`."""
     if keep == "current" or traced() or not needs_gradient(inputs, weight, bias):
-        return F.linear(inputs, weight, bias)
+        return F.linear(_as_computed(inputs, (weight,)), weight, bias)
     result: Tensor = _KeptLinear.apply(inputs, weight, bias)
     return result
 
@@ -398,12 +431,14 @@ class Rules:
     input_gradient: InputGradient = "time"
     time_gradient_scale: float = 0.85
     keep: Keep = "current"
+    spike_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_gradient(self.gradient, self.surrogate)
         check_option("output", self.output, (False, True))
         check_option("input_gradient", self.input_gradient, get_args(InputGradient))
         check_option("keep", self.keep, KEEPS)
+        check_spike_dtype(self.spike_dtype)
         scale = check_number("time_gradient_scale", self.time_gradient_scale, 0)
         object.__setattr__(self, "time_gradient_scale", scale)
 
@@ -484,10 +519,11 @@ def map_and_fire(
     """
     check_option("return_state", return_state, (False, True))
     time_axis = 1 if batch_first else 0
-    constants, initial = parameters.pack(inputs), stack_state(state, inputs)
+    like = _computed_like(inputs, tensors)
+    constants, initial = parameters.pack(like), stack_state(state, like)
     split, repeats = _ways(inputs, rules, time_axis)
     keep = needs_gradient(inputs, constants, initial, *tensors)
-    scan = Scan(time_axis, rules.name, rules.output, return_state, keep, requested_backend())
+    scan = Scan(time_axis, rules.name, rules.output, return_state, keep, rules.spike_dtype, requested_backend())
     if keep:
         lean = rules.keep == "spikes" and not traced()
         converted = autocast_of(inputs) if lean else None
@@ -522,19 +558,19 @@ def _spiking_affine(
 
 
 def prepare_inputs(inputs: Any, weight: Tensor, axes: str) -> Tensor:
-    """Checks inputs, and converts events (bool and integers, which need no gradient) to the weight's dtype.
+    """Checks inputs; events of more than a byte, which need no gradient, in the weight's dtype, all else as it is.
 
     Raises:
-        TypeError: for anything but a tensor of numbers, or of another floating-point dtype outside of autocast.
+        TypeError: for anything but a tensor of numbers that the weight's dtype holds, but under autocast.
         ValueError: for another rank or device.
     """
-    inputs = as_floats(inputs, weight.dtype)
-    check_tensor("inputs", inputs, axes)
+    check_tensor("inputs", inputs, axes, events=True)
     if inputs.dtype == weight.dtype and inputs.device == weight.device:
         return inputs
-    kind = inputs.device.type
-    if not (kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)):
-        check_same("inputs", inputs, "weight", weight)
+    if inputs.itemsize > 1:
+        inputs = as_floats(inputs, weight.dtype)
+    if autocast_of(inputs) is None:
+        check_held("inputs", inputs, "weight", weight)
     return inputs
 
 
@@ -566,13 +602,15 @@ def srm_linear(
 
     Args:
         inputs: spikes or values, [batch, time, in_features]; bool and integer events too.
-        weight: [out_features, in_features], in the dtype of `inputs` (under autocast both are converted).
+        weight: [out_features, in_features], in the dtype of `inputs` or a wider one (under autocast both are
+            converted).
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         state: what the neurons begin with, as `srm_scan` takes it.
         bias: [out_features], or None.
         return_state: whether to return the state after the last step too.
         batch_first: False for inputs and spikes as [time, batch, ...].
-        **rules: `gradient`, `surrogate`, `output`, `input_gradient`, `time_gradient_scale`, `keep`, as in `SRMLayer`.
+        **rules: `gradient`, `surrogate`, `output`, `input_gradient`, `time_gradient_scale`, `keep`, `spike_dtype`, as
+            in `SRMLayer`.
 
     Returns:
         Spikes, [batch, time, out_features], and with `return_state` the state.
@@ -610,8 +648,8 @@ def srm_conv2d(
 
     Args:
         inputs: spikes or values, [batch, time, in_channels, height, width]; bool and integer events too.
-        weight: [out_channels, in_channels / groups, kernel_height, kernel_width], in the dtype of `inputs` (under
-            autocast both are converted).
+        weight: [out_channels, in_channels / groups, kernel_height, kernel_width], in the dtype of `inputs` or a
+            wider one (under autocast both are converted).
         parameters: constants of the neurons; None stands for `SRMParameters()`.
         state: what the neurons begin with, as `srm_scan` takes it.
         bias: [out_channels], or None.

@@ -14,7 +14,7 @@ from srm_triton.kernels.layout import accumulator_dtype
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
+def check_tensor(name: str, value: Any, axes: str | None = None, *, events: bool = False) -> None:
     """Checks that `value` is a floating-point tensor on a supported device, of the rank that `axes` spells out.
 
     Args:
@@ -22,6 +22,7 @@ def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
         value: what was given.
         axes: the allowed shape in words, such as ``"[batch, time, in_features]"``; its commas give the rank, and a
             final ``...`` stands for any number of axes. None allows any rank.
+        events: whether bool and integers are allowed too.
 
     Raises:
         TypeError: for anything but a tensor of a supported floating-point dtype.
@@ -30,7 +31,7 @@ def check_tensor(name: str, value: Any, axes: str | None = None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     check_plain(name, value)
-    if value.dtype not in FLOATING:
+    if value.dtype not in FLOATING and not (events and not value.dtype.is_floating_point and not value.is_complex()):
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{name} must have one of the dtypes {allowed}, got {str(value.dtype).removeprefix('torch.')}")
     if value.layout != torch.strided:
@@ -53,6 +54,22 @@ def check_same(name: str, value: Tensor, reference_name: str, reference: Tensor)
     """
     if value.dtype != reference.dtype:
         raise TypeError(f"{name} must have the dtype of {reference_name}, {reference.dtype}, got {value.dtype}")
+    if value.device != reference.device:
+        raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {value.device}")
+
+
+def check_held(name: str, value: Tensor, reference_name: str, reference: Tensor) -> None:
+    """Checks that the dtype of `reference` holds what that of `value` does, and that they are on one device.
+
+    Raises:
+        TypeError: if it does not.
+        ValueError: if the devices differ.
+    """
+    dtype = reference.dtype
+    if torch.promote_types(value.dtype, dtype) != dtype:
+        raise TypeError(
+            f"{name} must have the dtype of {reference_name}, {dtype}, or a narrower one, got {value.dtype}"
+        )
     if value.device != reference.device:
         raise ValueError(f"{name} must be on the device of {reference_name}, {reference.device}, got {value.device}")
 

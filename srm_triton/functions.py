@@ -1,15 +1,17 @@
 """Custom ops, and autograd functions that give a first gradient only, also for the transforms of `torch.func`."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 Gradients = tuple[Tensor | None, ...]
 Allocate = TypeVar("Allocate", bound=Callable[..., Any])
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 
 def transforms_active() -> bool:
@@ -50,6 +52,26 @@ def refuse_script(module: Any) -> Any:
 
 
 _INSTEAD_OF_JIT = "use torch.compile, or torch.export for a program that other processes load"
+
+
+def eager_only(function: Called) -> Called:
+    """Makes compiled code call a function as it is, and transforms of `torch.func`, which it does not know, an error.
+
+    For functions that hand memory to C themselves: traced, they would hand on what is none.
+    """
+
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        if transforms_active():
+            raise RuntimeError(
+                f"{function.__name__} does not know the transforms of torch.func, such as vmap and grad; call it on "
+                "plain tensors, and use torch.autograd for gradients"
+            )
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds
+            return torch.compiler.disable(function)(*arguments, **options)
+        return function(*arguments, **options)
+
+    return cast(Called, run)
 
 
 def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:

@@ -45,7 +45,7 @@ def time_constants(steps: int, channels: int, *, shortest: float = 2.0, **consta
     channels = check_number("channels", channels, 1, whole=True)
     shortest = check_number("shortest", shortest, 1, above=True)
     longest = max(longest_time_constant(steps), shortest)
-    share = torch.linspace(0, 1, channels, dtype=torch.float64)
+    share = torch.linspace(0, 1, channels, dtype=torch.float64, device="cpu")  # whatever the default
     tau_m = shortest * (longest / shortest) ** share
     return SRMParameters(**{"tau_m": tau_m, "tau_s": (0.6 * tau_m).clamp(min=1), "tau_g": tau_m, **constants})
 

@@ -46,6 +46,7 @@ class LayerOptions(TypedDict, total=False):
     input_gradient: InputGradient
     time_gradient_scale: float
     keep: Keep
+    spike_dtype: torch.dtype | None
     batch_first: bool
 
 
@@ -67,6 +68,9 @@ class SRMLayer(nn.Module):
             or ``"spikes"``, for long sequences and large networks, the inputs in the few levels that spikes have (one
             bit; see `srm_triton.levels`), from which it computes the current again, one map more. Gradients are the
             same bit for bit. Compiled code and transforms of `torch.func` keep the current.
+        spike_dtype: of the spikes, in a half or a quarter of the memory: ``torch.bfloat16`` or ``torch.float16``, whose
+            gradients autograd rounds to it from layer to layer, or ``torch.uint8``, for inference, as it has none;
+            None for that of the current. The next layer computes the same from all of them.
         batch_first: False for [time, batch, ...].
 
     Attributes:
@@ -103,6 +107,7 @@ class SRMLayer(nn.Module):
             gradient=self.rules.gradient,
             surrogate=self.rules.surrogate,
             output=self.rules.output,
+            spike_dtype=self.rules.spike_dtype,
             batch_first=batch_first,
             device=device,
             dtype=dtype,
@@ -116,7 +121,8 @@ class SRMLayer(nn.Module):
         """Returns spikes, and with `return_state` the state of the neurons after the last step.
 
         Args:
-            inputs: spikes or values; bool and integer events too, which receive no gradient.
+            inputs: spikes or values, in the dtype of the weight or a narrower one; bool and integer events too, which
+                receive no gradient.
             state: what the neurons begin with, each tensor as the spikes without time; None for 0.
             return_state: whether to return the state too.
         """
@@ -132,7 +138,8 @@ class SRMLayer(nn.Module):
         neuron = self.neuron
         hooks = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks or _has_any_global_hook()
         usual = type(self).fire is SRMLayer.fire and type(neuron) is SRMNeuron
-        return usual and not hooks and (isinstance(affine, Linear | Convolution) or self.rules.keep == "spikes")
+        lean = self.rules.keep == "spikes" and not traced()
+        return usual and not hooks and (isinstance(affine, Linear | Convolution) or lean)
 
     def current(self, inputs: Tensor) -> Tensor:
         """The input current of the neurons, W·inputs + b, in the shape of the spikes."""
@@ -327,7 +334,7 @@ class WeightedLayer(SRMLayer):
         normalise = partial(normalise_fan_in, weight, gain, offset, self.eps)
         # a weight that hooks or parametrizations compute is another tensor each time
         keep = not self.training and name in self._parameters
-        return self.weight_cache.get(name, (weight, gain, offset), normalise) if keep else normalise()
+        return self.weight_cache.get(name, (weight, gain, offset), normalise, self.eps) if keep else normalise()
 
     def _weighted(self, affine: Callable[[float | None], Map]) -> tuple[Map, tuple[Tensor | None, ...]]:
         """The map and its tensors, with what normalises the weight where it learns, as joined they take less time."""
@@ -455,6 +462,7 @@ class _SRMConvolution(WeightedLayer):
         padding, pads = self._paddings()
         if pads:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            inputs = as_floats(inputs, self.weight.dtype)
             inputs = F.pad(inputs.flatten(0, 1), pads, mode).unflatten(0, inputs.shape[:2])
         return inputs, *self._weighted(partial(Convolution, self.stride, padding, self.dilation, self.groups))
 

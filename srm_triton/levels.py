@@ -23,7 +23,7 @@ from srm_triton.kernels import MOST_LEVELS, native
 Keep = Literal["current", "spikes"]
 KEEPS = get_args(Keep)
 
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of a value
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of a value
 
 
 class Form(NamedTuple):

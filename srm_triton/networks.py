@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Unpack, get_args
 
+import torch
 from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
@@ -54,7 +55,7 @@ def spiking_network(
         bias: whether currents have a learned bias.
         padding: zeros around the inputs of convolutions, or ``"same"``.
         dropout: probability at which an output of a hidden layer is dropped in training, in all steps at once.
-        **options: as in `SRMLayer`, for all layers.
+        **options: as in `SRMLayer`, for all layers; `spike_dtype` for the hidden ones.
 
     Shape:
         [batch, time, inputs] to [batch, time, classes].
@@ -85,6 +86,14 @@ def spiking_network(
     return builder.network
 
 
+OF_OUTPUT: LayerOptions = {"output": True, "spike_dtype": None}  # a loss sums its spikes
+
+
+def averages_of(options: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype of what pooling returns behind layers with such options: one that does not round it."""
+    return None if options.get("spike_dtype") is None else torch.get_default_dtype()
+
+
 class _Builder:
     """A network that grows, and the shape of what its last layer returns at a step."""
 
@@ -99,6 +108,7 @@ class _Builder:
         self.steps, self.parameters, self.options = steps, parameters, options
         self.batch_first: bool = options.get("batch_first", True)
         self.kept: dict[str, Any] = {"keep": options.get("keep", "current")}
+        self.averages = averages_of(options)
         self.network = nn.Sequential()
 
     def append(self, name: str, module: nn.Module) -> None:
@@ -136,14 +146,16 @@ class _Builder:
                 SRMConv2d(channels, layer.channels, kernel, stride, around, parameters=constants, **self.options),
             )
         else:
-            self.append("pool", SpikeAvgPool2d(kernel, gradient=self.options["gradient"], **self.kept))
+            self.append(
+                "pool", SpikeAvgPool2d(kernel, gradient=self.options["gradient"], dtype=self.averages, **self.kept)
+            )
         self.shape = (layer.channels or channels, *sides)
 
     def add_output(self, classes: int, readout: Readout) -> None:
         """Adds the last layer."""
         features = self._flat()
         if readout == "spikes":
-            output = SRMLinear(features, classes, self._constants(classes), **{**self.options, "output": True})
+            output = SRMLinear(features, classes, self._constants(classes), **{**self.options, **OF_OUTPUT})
             self.network.add_module("output", output)
         else:
             slow = SRMParameters(longest_time_constant(self.steps), 1.0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from srm_triton.checks import check_number, check_option
 from srm_triton.functions import refuse_script, traced
-from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, scan
+from srm_triton.ops.srm_scan import Gradient, Surrogate, check_gradient, check_spike_dtype, scan
 from srm_triton.parameters import (
     LOWER_BOUNDS,
     NAMES,
@@ -42,6 +42,7 @@ class SRMNeuron(nn.Module):
         gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in `srm_scan`; likewise the next two.
         surrogate: ``"arctan"`` or ``"fast_sigmoid"``.
         output: whether silent neurons count as firing once in the backward.
+        spike_dtype: of the spikes, as in `srm_scan`; None for that of the current.
         batch_first: False for [time, batch, ...].
         device: of the constants.
         dtype: of the learned ones, at least float32.
@@ -71,6 +72,7 @@ class SRMNeuron(nn.Module):
         gradient: Gradient = "event",
         surrogate: Surrogate = "arctan",
         output: bool = False,
+        spike_dtype: torch.dtype | None = None,
         batch_first: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -88,9 +90,16 @@ class SRMNeuron(nn.Module):
         for name, flag in (("output", output), ("batch_first", batch_first)):
             check_option(name, flag, (False, True))
         self.gradient, self.surrogate, self.output, self.batch_first = gradient, surrogate, output, batch_first
+        self.spike_dtype = check_spike_dtype(spike_dtype)
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        self._start = {name: getattr(parameters, name).detach().to("cpu", torch.float64, copy=True) for name in NAMES}
-        for name, value in self._start.items():
+        self._start = {}
+        for name in NAMES:
+            value = getattr(parameters, name).detach()
+            if value.is_meta:
+                raise ValueError(
+                    f"{name} must hold values for the layer to begin with, got a tensor on the meta device"
+                )
+            self._start[name] = value = value.to("cpu", torch.float64, copy=True)
             if getattr(parameters, name).requires_grad:
                 raise ValueError(
                     f"{name} must not require a gradient, which a module would cut off; pass learn=({name!r},)"
@@ -103,7 +112,7 @@ class SRMNeuron(nn.Module):
                 shape = channels or value.numel()
                 self.register_parameter(f"raw_{name}", nn.Parameter(torch.empty(shape, device=device, dtype=wide)))
             else:
-                self.register_buffer(name, torch.empty_like(value, device=device))
+                self.register_buffer(name, torch.empty(value.shape, device=device, dtype=value.dtype))
         self._fixed: SRMParameters | None = None
         self.reset_parameters()
 
@@ -137,7 +146,10 @@ class SRMNeuron(nn.Module):
             )
         value, raw = as_tensor(name, value).detach().to(torch.float64), self._parameters.get(f"raw_{name}")
         if raw is None:
-            return super().__setattr__(name, value)
+            before: Any = self._buffers[name]
+            value = value.to(before.device)
+            # a number sets every channel, as state_dict and carry_scale know them
+            return super().__setattr__(name, value if value.dim() else value.expand_as(before).clone())
         if value.numel() not in (1, raw.numel()):
             raise ValueError(
                 f"{name} must hold one value or one for each of {raw.numel()} channels, got {value.numel()}"
@@ -198,6 +210,7 @@ class SRMNeuron(nn.Module):
             output=self.output,
             return_state=return_state,
             batch_first=self.batch_first,
+            spike_dtype=self.spike_dtype,
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SRMNeuron":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from srm_triton.affine import CONVOLUTIONS
 from srm_triton.energy import LayerOperations, SynapticOperations
-from srm_triton.layers import SRMAffine, SRMLayer, WeightedLayer
+from srm_triton.layers import SRMAffine, SRMLayer
 from srm_triton.neuron import SRMNeuron
 from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
@@ -140,6 +140,7 @@ class _Counter:
             else self.affine.weight.dim() - 1
         )
         values = inputs.reshape(-1, *inputs.shape[-axes:])
+        values = values if values.is_floating_point() else values.float()
         self.calls += len(values)
         self.spiking &= bool(((values == 0) | (values.abs() == 1)).all())
         self.active = _active(values) + self.active.to(values.device)
@@ -158,12 +159,10 @@ class _Counter:
         if pools:
             effective, dense = self._pooled(self.active), self._pooled(every)
         elif not isinstance(self.module, SRMNeuron):
-            weight: Tensor = self.affine.weight
-            if isinstance(self.module, WeightedLayer):
-                weight = self.module.effective_weight()
+            weight: Tensor = self.affine.weight  # what is pruned is 0 behind the normalisation too
             effective, dense = self._mapped(self.active, weight != 0), self._mapped(every, torch.ones_like(weight))
         if isinstance(self.module, SRMRecurrent):
-            weight = self.module.effective_recurrent_weight()
+            weight = self.module.recurrent_weight
             own = float((self.own @ (weight != 0).to(torch.float64).t()).sum())
             dense += self.calls * weight.numel()
         values, spikes = (0.0, effective) if self.spiking or pools else (effective, 0.0)

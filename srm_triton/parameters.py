@@ -205,6 +205,8 @@ def _same(values: tuple[Tensor, ...], seen: list[Any]) -> bool:
 
 
 def _pack(values: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if len({value.device for value in values}) > 1:  # as of a tensor on a GPU beside numbers
+        values = tuple(value.to(device) for value in values)
     stacked = torch.stack(torch.broadcast_tensors(*(value.to(torch.float64) for value in values)))
     rates = 1 / stacked[:3]
     return torch.cat((1 - rates, rates[1:2], stacked[3:])).view(8, -1).to(device, dtype)
@@ -234,7 +236,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor | int | float):
         value = as_number(value)
         if hasattr(value, "dtype") and value.dtype.kind in "iufbc":  # of several elements
-            value = torch.tensor(value)  # a copy
+            value = torch.tensor(value, device="cpu")  # a copy
     if isinstance(value, Tensor):
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name} must be a number or a tensor of numbers, got one of {value.dtype}")
@@ -247,7 +249,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
         )
     try:
         # by a product, which compiled code traces for any value, where a constructor would specialise on each
-        return torch.ones((), dtype=torch.float64) * float(value)
+        return torch.ones((), dtype=torch.float64, device="cpu") * float(value)
     except (OverflowError, RuntimeError):
         raise ValueError(f"{name} must be {_describe(name)}, got a number beyond the range of floats") from None
 

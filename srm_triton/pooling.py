@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srm_triton.affine import as_floats
-from srm_triton.checks import check_option, check_sizes, check_tensor
+from srm_triton.checks import FLOATING, check_option, check_sizes, check_tensor
 from srm_triton.functions import Function, Gradients, once_differentiable, refuse_script, traced
 from srm_triton.levels import KEEPS, Keep, decode, encode, mark, parts_of
 from srm_triton.ops.srm_scan import Gradient, check_gradient, needs_gradient
+
+_PART = 1 << 18  # values that are converted at once
 
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # size, stride and padding
 
@@ -39,7 +40,11 @@ def _in_blocks(shape: torch.Size, window: Window, device: torch.device) -> bool:
     return device.type == "cpu" and stride == size and not any(padding) and covered
 
 
-def _average(images: Tensor, window: Window) -> Tensor:
+def _average(images: Tensor, window: Window, dtype: torch.dtype) -> Tensor:
+    if images.dtype != dtype:
+        whole = traced() or images.device.type != "cpu"  # else in parts, with no wide copy of all small spikes
+        size = len(images) if whole else _PART // max(1, images.shape[1:].numel())
+        return torch.cat([_average(part.to(dtype), window, dtype) for part in images.split(max(1, size))])
     if not _in_blocks(images.shape, window, images.device):
         return F.avg_pool2d(images, *window)
     ones = images.new_ones(images.shape[1], 1, *window[0])
@@ -58,29 +63,29 @@ def _share(grad: Tensor, shape: torch.Size, stride: tuple[int, ...], window: Win
 
 class _Average(Function):
     @staticmethod
-    def forward(images: Tensor, window: Window) -> Tensor:
-        return _average(images, window)
+    def forward(images: Tensor, window: Window, dtype: torch.dtype) -> Tensor:
+        return _average(images, window, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        images, ctx.window = inputs
+        images, ctx.window, _ = inputs
         ctx.shape, ctx.stride = images.shape, images.stride()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        return _share(grad, ctx.shape, ctx.stride, ctx.window), None
+        return _share(grad, ctx.shape, ctx.stride, ctx.window), None, None
 
 
 class _KeptPool(Function):
     """The average and its gradient, of which only the average is kept, in the levels that it has."""
 
     @staticmethod
-    def forward(images: Tensor, window: Window, shares: bool) -> Tensor:
-        return _average(images, window)
+    def forward(images: Tensor, window: Window, dtype: torch.dtype, shares: bool) -> Tensor:
+        return _average(images, window, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        images, ctx.window, ctx.shares = inputs
+        images, ctx.window, _, ctx.shares = inputs
         ctx.shape, ctx.stride = images.shape, images.stride()
         if ctx.shares:
             saved, ctx.form = encode(output)
@@ -92,7 +97,7 @@ class _KeptPool(Function):
         if ctx.shares:
             average = decode(saved, ctx.form)
             grad = torch.where(average == 0, 0, grad / average)
-        return _share(grad, ctx.shape, ctx.stride, ctx.window), None, None
+        return _share(grad, ctx.shape, ctx.stride, ctx.window), None, None, None
 
 
 class SpikeAvgPool2d(nn.Module):
@@ -109,6 +114,8 @@ class SpikeAvgPool2d(nn.Module):
         gradient: ``"event"``, ``"original"`` or ``"surrogate"``, as in the layers around it.
         keep: ``"current"``, or ``"spikes"`` to keep for the backward only the averages, in the few levels that they
             have; as in `SRMLayer`.
+        dtype: of the averages, such as ``torch.float32`` for those of small spikes, which half precision may round;
+            None for that of the inputs, and the default dtype for events, bool or integers.
 
     Shape:
         [batch, time, channels, height, width], with either order of batch and time, to the same with pooled height and
@@ -133,6 +140,7 @@ class SpikeAvgPool2d(nn.Module):
         *,
         gradient: Gradient = "event",
         keep: Keep = "current",
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.kernel_size = check_sizes("kernel_size", kernel_size, 1)
@@ -140,27 +148,30 @@ class SpikeAvgPool2d(nn.Module):
         self.padding = check_sizes("padding", padding, 0)
         check_gradient(gradient, "arctan")
         check_option("keep", keep, KEEPS)
-        self.gradient, self.keep = gradient, keep
+        if dtype is not None:
+            check_option("dtype", dtype, FLOATING)
+        self.gradient, self.keep, self.dtype = gradient, keep, dtype
         self._window: Window = self.kernel_size, self.stride, self.padding
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the averages of the windows."""
-        inputs = as_floats(inputs, torch.get_default_dtype())
-        check_tensor("inputs", inputs, "[batch, time, channels, height, width]")
+        check_tensor("inputs", inputs, "[batch, time, channels, height, width]", events=True)
+        dtype = self.dtype or (inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype())
         if self.keep == "spikes" and not traced():
-            return self._lean(inputs)
-        images = _Average.apply(inputs.flatten(0, 1), self._window)
+            return self._lean(inputs, dtype)
+        images = _Average.apply(inputs.flatten(0, 1), self._window, dtype)
         if self.gradient != "surrogate":
             images = _ShareByActivity.apply(images)
         return images.unflatten(0, inputs.shape[:2])
 
-    def _lean(self, inputs: Tensor) -> Tensor:
+    def _lean(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
         if needs_gradient(inputs):
-            images: Tensor = _KeptPool.apply(inputs.flatten(0, 1), self._window, self.gradient != "surrogate")
+            images: Tensor = _KeptPool.apply(inputs.flatten(0, 1), self._window, dtype, self.gradient != "surrogate")
         else:
-            images = _average(inputs.flatten(0, 1), self._window)
+            images = _average(inputs.flatten(0, 1), self._window, dtype)
         averages, parts = images.unflatten(0, inputs.shape[:2]), parts_of(inputs)
-        return averages if parts is None else mark(averages, parts * self.kernel_size[0] * self.kernel_size[1])
+        exact = parts is not None and parts & (parts - 1) == 0  # sums of other parts, such as thirds, are rounded
+        return mark(averages, parts * self.kernel_size[0] * self.kernel_size[1]) if exact and parts else averages
 
     def extra_repr(self) -> str:
         """The window, as the module prints it."""

@@ -108,9 +108,10 @@ class SRMRecurrent(SRMLinear):
     ) -> Any:
         """As in the other layers, but for the state, an `SRMRecurrentState`; adds the current of the own spikes."""
         time_axis = 1 if self.batch_first else 0
-        neurons, last = self._start(state, current.narrow(time_axis, 0, 0).sum(time_axis, keepdim=True))
+        empty = current.narrow(time_axis, 0, 0)
+        neurons, last = self._start(state, empty.sum(time_axis, keepdim=True))
         recurrent = self.effective_recurrent_weight(), None
-        rules, spikes = replace(self.rules, input_gradient="time"), [current.narrow(time_axis, 0, 0)]
+        rules, spikes = replace(self.rules, input_gradient="time"), [empty.to(last.dtype)]
         for t in range(current.shape[time_axis]):
             x, times = current.narrow(time_axis, t, 1), None if earlier is None else earlier.narrow(time_axis, t, 1)
             own, own_times = map_inputs(last, Linear(), recurrent, rules, time_axis)
@@ -122,14 +123,14 @@ class SRMRecurrent(SRMLinear):
 
     def _start(self, state: Any, zeros: Tensor) -> tuple[SRMState, Tensor]:
         """The state of the neurons, which the first step checks, and the last spikes, in the shape of `zeros`."""
-        shape = zeros.flatten(0, 1)
+        shape, spikes = zeros.flatten(0, 1), zeros.to(self.rules.spike_dtype or zeros.dtype)
         if state is None:
             silent = torch.zeros_like(shape, dtype=accumulator_dtype(zeros.dtype))
-            return SRMState(silent, silent, silent), zeros
+            return SRMState(silent, silent, silent), spikes
         if not isinstance(state, SRMRecurrentState):
             raise TypeError(f"state must be an SRMRecurrentState or None, got {type(state).__name__}")
-        check_tensor("state.spikes", state.spikes, "[batch, out_features]")
-        check_same("state.spikes", state.spikes, "inputs", zeros)
+        check_tensor("state.spikes", state.spikes, "[batch, out_features]", events=True)
+        check_same("state.spikes", state.spikes, "spikes", spikes)
         if state.spikes.shape != shape.shape:
             raise ValueError(f"state.spikes must have the shape {list(shape.shape)}, got {list(state.spikes.shape)}")
         return state.neurons, state.spikes.unsqueeze(1 if self.batch_first else 0)

@@ -21,8 +21,8 @@ from srm_triton.checks import check_number, check_option
 from srm_triton.functions import Function, Gradients, once_differentiable, traced
 from srm_triton.layers import LayerOptions, SRMConv2d, SRMLinear
 from srm_triton.levels import Form, Keep, decode, encode
-from srm_triton.networks import Readout
-from srm_triton.ops.srm_scan import Gradient, needs_gradient
+from srm_triton.networks import OF_OUTPUT, Readout, averages_of
+from srm_triton.ops.srm_scan import needs_gradient
 from srm_triton.parameters import SRMParameters
 from srm_triton.pooling import SpikeAvgPool2d
 from srm_triton.readout import SRMReadout
@@ -129,12 +129,12 @@ class SpikingBasicBlock2D(nn.Module):
 
 
 class _GlobalSpikeAvgPool2d(nn.Module):
-    def __init__(self, gradient: Gradient, keep: Keep) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.gradient, self.keep = gradient, keep
+        self.options = options
 
     def forward(self, inputs: Tensor) -> Tensor:
-        pool = SpikeAvgPool2d((inputs.shape[-2], inputs.shape[-1]), gradient=self.gradient, keep=self.keep)
+        pool = SpikeAvgPool2d((inputs.shape[-2], inputs.shape[-1]), **self.options)
         return pool(inputs).flatten(2)
 
 
@@ -151,7 +151,8 @@ class SpikingResNet18_2D(SlicedSequential):  # noqa: N801, after it
         parameters: constants of all neurons; None stands for `SRMParameters()`.
         width: channels of the first convolution; the last block has 8 times as many.
         readout: ``"spikes"``, or ``"membrane"`` for the potentials of an `SRMReadout`.
-        **options: as in `SRMLayer`, for all layers, but for the gradient, which is ``"surrogate"`` unless given.
+        **options: as in `SRMLayer`, for all layers, but for the gradient, which is ``"surrogate"`` unless given;
+            `spike_dtype` for all but the output.
 
     Shape:
         [batch, time, in_channels, height, width] to [batch, time, out_features].
@@ -179,22 +180,22 @@ class SpikingResNet18_2D(SlicedSequential):  # noqa: N801, after it
         out_features, in_channels, width = check_sizes(out_features=out_features, in_channels=in_channels, width=width)
         check_option("readout", readout, get_args(Readout))
         options = {"gradient": "surrogate", **options}
-        gradient, keep = options["gradient"], options.get("keep", "current")
+        keep = options.get("keep", "current")
+        pooling: dict[str, Any] = {"gradient": options["gradient"], "keep": keep, "dtype": averages_of(options)}
         stages = residual_stages(partial(SpikingBasicBlock2D, parameters=parameters, **options), width)
         if readout == "membrane":
             output: nn.Module = SRMReadout(
                 8 * width, out_features, parameters, batch_first=options.get("batch_first", True), keep=keep
             )
         else:
-            of_output = options.copy()
-            of_output["output"] = True
+            of_output: LayerOptions = {**options, **OF_OUTPUT}
             output = SRMLinear(8 * width, out_features, parameters, **of_output)
         super().__init__(
             OrderedDict(
                 conv1=SRMConv2d(in_channels, width, 7, stride=2, padding=3, parameters=parameters, **options),
-                pool=SpikeAvgPool2d(3, stride=2, padding=1, gradient=gradient, keep=keep),
+                pool=SpikeAvgPool2d(3, stride=2, padding=1, **pooling),
                 **stages,
-                avgpool=_GlobalSpikeAvgPool2d(gradient, keep),
+                avgpool=_GlobalSpikeAvgPool2d(**pooling),
                 fc=output,
             )
         )

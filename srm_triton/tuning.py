@@ -1,11 +1,11 @@
-"""Tuning on a GPU: times the kernels' configurations and keeps the fastest in a file (`srm-triton tune`).
+"""Tuning on a GPU: times the kernels' configurations and keeps the fastest in a file (`tune`, `srm-triton tune`).
 
 The choice at a launch stands in `srm_triton/kernels/configurations.py`. `loaded` shows what this process uses.
 """
 
-import contextlib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from srm_triton.checks import check_option
 from srm_triton.files import write_atomically
 from srm_triton.kernels import configurations
 from srm_triton.kernels.configurations import FORMAT, Entries, TuningError, TuningWarning, load, loaded, read, unload
@@ -31,47 +32,74 @@ class Trial(NamedTuple):
     failure: str | None = None
 
 
-@contextlib.contextmanager
-def tune(path: Path | None = None) -> Iterator[dict[str, list[Trial]]]:
-    """Within the block, a kernel's first launch of each class of sizes times its candidates on that launch's tensors.
+def tune(enabled: bool = True, *, path: Path | None = None, again: bool = False) -> dict[str, list[Trial]]:
+    """Switches tuning on or off, for the whole process.
 
-    One that does not compile or launch, or whose results differ from those of the usual configuration, is left out. The
-    fastest serves this process from then on, and by the file every later one.
+    While it is on, a kernel's first launch of a class of sizes times its candidates on that launch's tensors, unless
+    the tuning file holds what was found before. One that does not compile or launch, or whose results differ from those
+    of the usual configuration (for batch normalisation, by more than rounding), is left out. The fastest serves this
+    process from then on, and by the file every later one.
 
-        with srm_triton.tuning.tune() as trials:
-            loss(network(inputs)).backward()
+    Some launches are not tuned. One that a CUDA graph captures takes the configuration in the file or the usual one,
+    with a `TuningWarning` if there is none in the file: take a step before the capture. Under
+    `torch.use_deterministic_algorithms(True)` batch normalisation keeps its usual configuration. Where the file cannot
+    be written any more, a `TuningWarning` says so and what was found serves this process.
 
     Args:
+        enabled: True from here on; False ends it, and keeps what was found.
         path: the file; None stands for ``~/.cache/srm-triton/tuning.json``.
+        again: whether to time also what the file holds.
 
-    Yields:
+    Returns:
         What fills with each class of launches, in words, and the trials for it, of the usual configuration first.
 
     Raises:
-        TuningError: where no GPU runs compiled kernels, within another such block, or if the file cannot be used.
-        OSError: if it cannot be written.
+        ValueError: if `enabled` is no bool.
+        TuningError: where no GPU runs compiled kernels, or if the file cannot be used.
+        OSError: if the file cannot be written.
+
+    Example:
+        >>> import srm_triton
+        >>> if torch.cuda.is_available():
+        ...     trials = srm_triton.tune(True)
     """
-    read(path := path or configurations.default_path())
+    found: dict[str, list[Trial]] = {}
+    if not check_option("enabled", enabled, (True, False)):
+        configurations.tuner = None
+        return found
     if configurations.warp_size() is None:
         raise TuningError("tuning needs compiled kernels; TRITON_INTERPRET must be unset")
-    found: dict[str, list[Trial]] = {}
+    file = path or configurations.default_path()
+    update(file, {})
+    entries = read(file)
 
-    def choose(kernel: Any, case: str, candidates: Sequence[Any], launch: Any, outputs: Sequence[Tensor | None]) -> Any:
+    def choose(
+        kernel: Any, case: str, candidates: Sequence[Any], known: Any, launch: Any, outputs: Sequence[Tensor | None]
+    ) -> Any:
         filled = [output for output in outputs if output is not None and output.numel()]
+        if known is not None and (not again or case in found):
+            return known
+        if _captured(filled):
+            text = f"a CUDA graph captures {case}, untimed; take a step before the capture"
+            warnings.warn(text + configurations.INSTEAD, TuningWarning, stacklevel=4)
+            return None
         found[case] = list(_trials(candidates, launch, filled, kernel.tolerance))
         fastest = min(found[case], key=lambda trial: trial.milliseconds)
-        update(path, {case: {**fastest.configuration._asdict(), "milliseconds": fastest.milliseconds}})
+        entries[case] = {**fastest.configuration._asdict(), "milliseconds": fastest.milliseconds}
+        try:
+            update(file, {case: entries[case]})
+        except (OSError, TuningError) as error:  # hours of training may stand behind this launch
+            warnings.warn(f"{error}; what was found for {case} serves this process only", TuningWarning, stacklevel=4)
         return fastest.configuration
 
     with configurations.lock:
-        if configurations.tuner:
-            raise TuningError("kernels are being tuned already, for the whole process")
-        configurations.choices.clear()
+        configurations.use(entries)
         configurations.tuner = choose
-    try:
-        yield found
-    finally:
-        configurations.tuner = None
+    return found
+
+
+def _captured(outputs: Sequence[Tensor]) -> bool:
+    return any(output.is_cuda for output in outputs) and torch.cuda.is_current_stream_capturing()
 
 
 def _trials(candidates: Sequence[Any], launch: Any, outputs: list[Tensor], tolerance: float) -> Iterator[Trial]:
@@ -95,8 +123,8 @@ def _trials(candidates: Sequence[Any], launch: Any, outputs: list[Tensor], toler
 
 def _agree(result: Tensor, expected: Tensor, tolerance: float) -> bool:
     if tolerance and result.is_floating_point():
-        largest = float(expected.nan_to_num(0, 0, 0).abs().max())
-        return torch.allclose(result, expected, rtol=0, atol=tolerance * largest, equal_nan=True)
+        allowed = tolerance * torch.finfo(result.dtype).eps * float(expected.nan_to_num(0, 0, 0).abs().max())
+        return torch.allclose(result, expected, rtol=0, atol=allowed, equal_nan=True)
     bits = _BITS[result.itemsize]
     return torch.equal(result.view(bits), expected.view(bits))
 

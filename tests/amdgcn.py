@@ -25,6 +25,22 @@ def _width(suffix: str) -> int:
     return UNITS[unit] * int(count or 1)
 
 
+def loop(assembly: str) -> list[str]:
+    """Labels and instructions of one trip of the kernel's longest loop."""
+    lines = re.findall(r"^(?:\.L\w+:|\s+(?:[sv]|buffer|global)_\w+.*)", assembly, re.MULTILINE)
+    bodies = []
+    for end, line in enumerate(lines):
+        target = re.search(r"s_c?branch\w* (\.L\w+)", line)
+        if target and f"{target[1]}:" in lines[:end]:
+            bodies.append(lines[lines.index(f"{target[1]}:") : end])
+    return max(bodies, key=len, default=[])
+
+
+def waves(assembly: str) -> int:
+    """What LLVM says that a SIMD unit holds."""
+    return int(re.search(r"; Occupancy: (\d+)", assembly)[1])
+
+
 def fused(assembly: str) -> int:
     """The number of multiply-adds that round once, but for five of each division, and for products that become half."""
     found = re.findall(r"\bv_(?:pk_|dual_)?(?:fma|fmac|mac)_(?!mix.*, 0$)", assembly, re.MULTILINE)

@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 from srm_triton import SRMParameters
 from srm_triton.kernels import SRM_SCAN_RULES, batch_norm, configurations, shrink, srm_scan, srm_scan_chunk
+from srm_triton.kernels import launch as launchers
 from srm_triton.kernels.layout import accumulator_dtype
 
 TARGETS = {
@@ -55,6 +56,7 @@ def pretend(target: str) -> None:
     )
     triton.runtime.driver.set_active(driver)
     configurations.warp_size = lambda: gpu.warp_size
+    launchers.tells_sizes_apart = lambda: gpu.backend == "hip"
     configurations.load(Path("no file"))  # the usual configurations, whatever was tuned here
 
 
@@ -80,6 +82,7 @@ def scan_forward(
     keep: bool = False,
     output: bool = False,
     time_axis: int = 1,
+    spike_dtype: torch.dtype | None = None,
 ) -> Callable[[], None]:
     """A launch for inference, and with `keep` for training."""
     like = torch.empty_like(current)
@@ -93,7 +96,7 @@ def scan_forward(
         current,
         parameters.pack(current),
         handed,
-        like,
+        like.to(spike_dtype or current.dtype),
         empty(0, dtype=wide) if handed is None else handed,
         empty(kept, 3, *neurons, dtype=wide),
         empty(neurons if output else 0, dtype=torch.int32),
@@ -146,6 +149,10 @@ def _split(current: torch.Tensor, time_axis: int) -> tuple[int, list[int]]:
 def scan_launches(dtype: torch.dtype, in_full: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     """Variants and their kinds, each for few and for many short rows, with and without what flags switch on."""
     per_channel = SRMParameters(threshold=torch.ones(64))
+    if dtype == torch.float32:
+        current = empty(16, 1000, 4096)
+        yield "other", scan_forward(current, spike_dtype=torch.uint8)
+        yield "other", scan_forward(current, keep=True, spike_dtype=torch.bfloat16)
     for steps, (state, output) in itertools.product((8, 1000)[not in_full :], ((False, False), (True, True))):
         for shape, parameters in (
             ((16, steps, 4096), SRMParameters()),
@@ -217,29 +224,38 @@ def every_kernel(target: str, dtype: str, in_full: bool, brief: bool) -> Iterato
 
 
 def contract(kernel, dtype: torch.dtype, target: str) -> dict[str, int]:
-    """The resources of a kernel, and how many accesses move less than a thread's share of a row, at most 16 bytes."""
+    """What a kernel takes, its instructions for a step (a loop's trip), and accesses of less than a thread's share of a
+    row, at most 16 bytes."""
     if target.startswith("gfx"):
         reader, code = amdgcn, kernel.asm["amdgcn"]
-        resources = amdgcn.resources(code)
+        resources = {**amdgcn.resources(code), "waves": amdgcn.waves(code)}
     else:
         reader, code = sass, sass.disassemble(kernel.asm["cubin"])
         resources = sass.resources(kernel.asm["cubin"])
+    trip = sum(not line.startswith(".") for line in reader.loop(code))
     vector = min(16, elements_per_thread(kernel) * dtype.itemsize)
     return {
         **resources,
         "large": str(kernel.src.attrs).count("pointer_range") < str(kernel.src.signature).count("'*"),  # on AMD: > 2 GB
         "shared": kernel.metadata.shared,
         "threads": kernel.metadata.target.warp_size * kernel.metadata.num_warps,
+        "num_warps": kernel.metadata.num_warps,
+        "instructions": trip / constants_of(kernel).get("CHUNK", 1),
         "fused": reader.fused(code),
         "vector": vector,
         "narrow": sum(width < vector for _, width in reader.accesses(code)),
     }
 
 
+def constants_of(kernel) -> dict[str, Any]:
+    return {kernel.src.fn.arg_names[path[0]]: value for path, value in kernel.src.constants.items()}
+
+
 def elements_per_thread(kernel) -> int:
     """Of the tile that a program holds; at least one, as lanes without an element of their own repeat another's."""
-    constants = {kernel.src.fn.arg_names[path[0]]: value for path, value in kernel.src.constants.items()}
-    tile = [value for name, value in constants.items() if name.startswith("BLOCK") and name != "BLOCK_SPLITS"]
+    tile = [
+        value for name, value in constants_of(kernel).items() if name.startswith("BLOCK") and name != "BLOCK_SPLITS"
+    ]
     return max(1, math.prod(tile) // (kernel.metadata.target.warp_size * kernel.metadata.num_warps))
 
 
@@ -258,6 +274,38 @@ def describe(kernel) -> dict:
         "order": re.findall(r"\b(ld\.global|(?:add|sub|mul)(?=\.(?:rn\.)?f)|st\.global)", ptx),
         **sass.resources(kernel.asm["cubin"]),
     }
+
+
+def configured(target: str, dtype: torch.dtype, in_full: bool) -> Iterator[dict]:
+    """The scan in each of its configurations and the usual tiles of batch normalisation, or those that hold most."""
+    pretend(target)
+    current, warp = empty(16, 40, 4096, dtype=dtype), TARGETS[target].warp_size
+    for tunable, launch in (
+        (srm_scan.FORWARD, scan_forward(current, keep=True)),
+        (srm_scan.BACKWARD, scan_backward(current, "event", learn=in_full)),
+    ):
+        for choice in tunable.candidates(warp)[0 if in_full else -1 :]:
+            for name, code, _ in compile_launch(partial(launch, configuration=choice)):
+                yield {"kernel": name, "choice": choice, **contract(code, dtype, target)}
+    classes = [(14, 0, "samples"), (13, 0, "features"), (0, 12, "samples")]
+    if in_full:
+        classes = itertools.product(range(18), range(14), ("samples", "features"))
+    seen = set()
+    for samples, features, adjacent in classes:
+        tile = batch_norm.candidates(warp, dtype, samples, features, adjacent)[0]
+        if (tile, adjacent) in seen:
+            continue
+        seen.add((tile, adjacent))
+        rows = empty(1 << samples, 1 << features, dtype=dtype)
+        x = rows if adjacent == "features" else empty(1 << features, 1 << samples, dtype=dtype).t()
+        vector = empty(1 << features, dtype=accumulator_dtype(dtype))
+        statistics = empty(3, 1 << features, dtype=accumulator_dtype(dtype))
+        for launch in (
+            partial(batch_norm.forward, x, vector, vector, x, statistics, 1e-5, 9, True),
+            partial(batch_norm.backward, x, x, vector, statistics, x, statistics, 1e-5, 9, True),
+        ):
+            for name, code, _ in compile_launch(launch):
+                yield {"kernel": name, "choice": tile, **contract(code, dtype, target)}
 
 
 def folded(launch: Callable[[], None]) -> Compiled:
@@ -302,12 +350,19 @@ def scan_traffic(dtype: torch.dtype, in_full: bool) -> Iterator[dict]:
 
 
 def variants(dtype: torch.dtype) -> dict[str, int]:
-    """How often each kernel would be compiled, and gradient rule, over many shapes, layouts and constants."""
+    """How often each kernel would be compiled, and gradient rule, over many shapes, layouts and constants.
+
+    On AMD, kernels for launches with a tensor of 2 GB or more are counted apart.
+    """
     keys: set[tuple[str, str]] = set()
 
     def note(key: str, fn: Any, **_: Any) -> bool:
-        keys.add((kind, key))
+        keys.add((kind if specialised(key) else f"{kind}, of any size", key))
         return True  # do not compile
+
+    def specialised(key: str) -> bool:
+        """Whether some tensor is compiled as one of less than 2 GB, or none is on any target."""
+        return not launchers.tells_sizes_apart() or "'S')" in key
 
     draw = random.Random(0)
     thresholds = [SRMParameters(threshold=1 + number / 10) for number in range(12)]
@@ -353,10 +408,12 @@ def batch_norm_traffic(dtype: torch.dtype) -> Iterator[dict]:
 
 if __name__ == "__main__":
     subject, which, *options = sys.argv[1:]
-    if subject == "every_kernel":
+    if subject == "configured":
+        result = list(configured(which, getattr(torch, options[0]), "full" in options))
+    elif subject == "every_kernel":
         result = list(every_kernel(which, options[0], in_full="full" in options, brief="brief" in options))
     else:
-        pretend("sm_90")
+        pretend(options[0] if subject == "variants" else "sm_90")
         dtype = getattr(torch, which)
         if subject == "variants":
             result = variants(dtype)

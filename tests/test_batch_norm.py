@@ -1,4 +1,4 @@
-from itertools import cycle
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from triton.runtime.interpreter import ReduceOps
 from srm_triton import use_backend
 from srm_triton.kernels import batch_norm as kernel
 from srm_triton.kernels import launch
+from srm_triton.kernels.configurations import Tunable
 from srm_triton.ops.batch_norm import batch_norm, batch_norm_with_statistics, normalise, normalise_backward
 
 BACKENDS = ("reference", "native", "triton")
@@ -95,11 +96,10 @@ def small_blocks(monkeypatch):
     """Several splits of several tiles already in small matrices."""
     for name, value in (("TILE", 64), ("WHOLE", 128), ("MAX_SPLITS", 5)):
         monkeypatch.setattr(kernel, name, value)
-    tile = kernel.choose_tile(1000, 2, False, torch.float32)
-    assert not tile.whole and tile.splits > 2 and tile.tiles > 2
+    assert kernel.candidates(None, torch.float32, 10, 1, "features")[0].shares(1000) > (2, 2)
 
 
-@pytest.mark.parametrize(("case", "dtype"), list(zip(SHAPES, cycle((torch.float64, torch.float32)))))
+@pytest.mark.parametrize(("case", "dtype"), list(zip(SHAPES, itertools.cycle((torch.float64, torch.float32)))))
 def test_values_and_gradients(backend, case, dtype, device):
     tensors = make(*case, dtype)
     limit = 1e-12 if dtype == torch.float64 else 1e-6
@@ -302,22 +302,47 @@ def test_gradients_of_a_narrow_column_far_from_zero(small_blocks, backend, sampl
     assert max(errors(actual, expected((inputs, weight, bias, grad), eps=1e-12))) < 5e-7
 
 
-@pytest.mark.parametrize("interpreted", [False, True])
+@pytest.mark.parametrize("warp", [None, 32, 64])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_tiles_cover_the_matrix_within_bounds(monkeypatch, interpreted, dtype):
-    monkeypatch.setattr(launch, "interpreted", lambda: interpreted)
+def test_tiles_cover_the_matrix_within_bounds(warp, dtype):
     sizes = (1, 2, 7, 64, 1000, 1025, 2048, 16384, 16385, 65536, 10**7)
-    for samples in sizes:
-        for features in sizes:
-            for samples_adjacent in (False, True):
-                tile = kernel.choose_tile(samples, features, samples_adjacent, dtype)
-                rows = tile.block_samples * tile.tiles
-                assert (tile.splits - 1) * rows < samples <= tile.splits * rows
-                elements = tile.block_samples * tile.block_features
-                assert elements <= min(kernel.WHOLE, 32 * 32 * tile.num_warps)  # 32 a thread
-                assert 1 <= tile.splits <= kernel.MAX_SPLITS <= launch.MAX_GRID_Y
-                adjacent = tile.block_samples if samples_adjacent else tile.block_features
-                assert adjacent * dtype.itemsize >= 32 or adjacent >= (samples if samples_adjacent else features)
+    for samples, features, adjacent in itertools.product(sizes, sizes, ("samples", "features")):
+        exponents = ((size - 1).bit_length() for size in (samples, features))
+        tiles = kernel.candidates(warp, dtype, *exponents, adjacent)
+        assert 1 <= len(set(tiles)) == len(tiles) <= 8
+        for tile in tiles:
+            taken, splits = tile.shares(samples)
+            rows = tile.block_samples * taken
+            assert (splits - 1) * rows < samples <= splits * rows
+            elements = tile.block_samples * tile.block_features
+            column = adjacent == "samples" and tile.block_features == 1
+            a_thread = (32 if column else 16) // (1 + (dtype == torch.float64))
+            assert warp is None or elements <= a_thread * warp * tile.num_warps
+            assert tile.num_warps <= 16 and 1 <= splits <= tile.splits <= kernel.MAX_SPLITS <= launch.MAX_GRID_Y
+            run = tile.block_samples if adjacent == "samples" else tile.block_features
+            assert run * dtype.itemsize >= 32 or run >= (samples if adjacent == "samples" else features)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "adjacent"),
+    [
+        (torch.float64, (2100, 3), "features"),
+        (torch.float32, (2100, 3), "features"),
+        (torch.float32, (300, 9), "samples"),
+        (torch.bfloat16, (130, 20), "features"),
+    ],
+)
+def test_every_tile_is_as_accurate(monkeypatch, dtype, shape, adjacent, device):
+    tensors = make(shape, 0, dtype, mean=3.0)
+    inputs = tensors[0] if adjacent == "features" else tensors[0].t().contiguous().t()
+    tensors = (inputs, *tensors[1:])
+    limit = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+    exact, found = expected(tensors), []
+    tiles = kernel.candidates(32, dtype, *((size - 1).bit_length() for size in shape), adjacent)
+    for tile in tiles:
+        monkeypatch.setattr(Tunable, "choose", lambda self, *_, tile=tile: found.append(self.name) or tile)
+        assert max(errors(run("triton", device, tensors), exact)) < limit, tile
+    assert found == ["batch_norm_forward", "batch_norm_backward"] * len(tiles)
 
 
 MATRIX = torch.ones(4, 3)

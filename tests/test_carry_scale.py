@@ -88,6 +88,16 @@ def test_transforms_see_the_same_layer_and_change_nothing():
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
+def test_a_threshold_that_is_set_is_carried_on():
+    layer = SRMLinear(5, 4, carry_scale=True)
+    layer.neuron.threshold = 0.5
+    with torch.no_grad():
+        layer.norm_weight.fill_(2)
+        layer(torch.ones(1, 3, 5))
+    assert layer.neuron.threshold.tolist() == [0.25] * 4
+    layer.load_state_dict(SRMLinear(5, 4, carry_scale=True).state_dict())
+
+
 def test_a_gain_that_is_not_positive_stays():
     layer, usual, inputs = pair("linear")
     with torch.no_grad():

@@ -106,41 +106,37 @@ def test_a_neuron_alone():
         check(found(current), run(module, current))
 
 
-def ours():
-    return [
-        ("linear", nn.Sequential(SRMLinear(6, 5, LEAKY), SRMLinear(5, 4, WHOLE, bias=True)), (6,)),
-        (
-            "conv",
-            nn.Sequential(SRMConv2d(1, 4, 3, 2, 1, parameters=LEAKY), SpikeAvgPool2d(2, 1), nn.Flatten(2)),
-            (1, 8, 8),
-        ),
-        ("conv1d", nn.Sequential(SRMConv1d(2, 4, 3, padding="same", parameters=WHOLE, bias=True)), (2, 8)),
-    ]
+def around(parameters):
+    return SRMConv2d(1, 4, 3, 2, 1, padding_mode="circular", parameters=parameters)
 
 
-CHANNELWISE = [
-    ("linear", nn.Sequential(SRMLinear(6, 4, CHANNELS)), (6,)),
-    (
-        "conv",
-        nn.Sequential(SRMConv2d(1, 4, 3, parameters=CHANNELS), nn.Flatten(2), SRMLinear(64, 4, CHANNELS)),
-        (1, 6, 6),
-    ),
-    ("recurrent", nn.Sequential(SRMRecurrent(6, 4, CHANNELS, bias=True)), (6,)),
-]
+# networks and the shape of their inputs at a step, made when the test has set the seed
+OURS = {
+    "linear": (lambda: [SRMLinear(6, 5, LEAKY), SRMLinear(5, 4, WHOLE, bias=True)], (6,)),
+    "conv": (lambda: [around(LEAKY), SpikeAvgPool2d(2, 1), nn.Flatten(2)], (1, 8, 8)),
+    "conv1d": (lambda: [SRMConv1d(2, 4, 3, padding="same", parameters=WHOLE, bias=True)], (2, 8)),
+}
+CHANNELWISE = {
+    "channels": (lambda: [SRMLinear(6, 4, CHANNELS)], (6,)),
+    "maps": (lambda: [SRMConv2d(1, 4, 3, parameters=CHANNELS), nn.Flatten(2), SRMLinear(64, 4, CHANNELS)], (1, 6, 6)),
+    "recurrent": (lambda: [SRMRecurrent(6, 4, CHANNELS, bias=True)], (6,)),
+}
 
 
-@pytest.mark.parametrize(("name", "network", "shape"), [*ours(), *CHANNELWISE])
-def test_to_snntorch_and_back(name, network, shape):
-    network, inputs = network.eval(), 2 * torch.rand(2, 40, *shape)
+@pytest.mark.parametrize("name", [*OURS, *CHANNELWISE])
+def test_to_snntorch_and_back(name):
+    layers, shape = (OURS | CHANNELWISE)[name]
+    network, inputs = nn.Sequential(*layers()).eval(), 2 * torch.rand(2, 40, *shape)
     theirs = to_snntorch(network)
     check(run_snntorch(theirs, inputs), network(inputs))
     check(from_snntorch(theirs)(inputs), network(inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("name", "network", "shape"), ours())
-def test_to_spikingjelly_and_back(name, network, shape, dtype):
-    network = network.to(dtype).eval()
+@pytest.mark.parametrize("name", OURS)
+def test_to_spikingjelly_and_back(name, dtype):
+    layers, shape = OURS[name]
+    network = nn.Sequential(*layers()).to(dtype).eval()
     inputs = 2 * torch.rand(2, 40, *shape, dtype=dtype)
     theirs = to_spikingjelly(network)
     check(run_spikingjelly(theirs, inputs), network(inputs))
@@ -175,8 +171,7 @@ def test_nodes(node, decay_input, v_reset, dtype):
 
 def test_nodes_behind_convolutions():
     network = nn.Sequential(
-        layer.Conv2d(1, 4, 3, padding=1, bias=False),
-        layer.BatchNorm2d(4),
+        layer.SeqToANNContainer(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)),
         neuron.LIFNode(2.0, v_threshold=0.3),
         layer.AvgPool2d(2),
         layer.Flatten(),
@@ -226,6 +221,12 @@ def test_what_was_converted_learns_on_its_own():
 
 def leaky(**options):
     return nn.Sequential(nn.Linear(4, 3), snn.Leaky(**{"beta": 0.5, **ZERO, **options}))
+
+
+def rleaky(recurrent):
+    module = snn.RLeaky(0.5, linear_features=3, reset_delay=False, **ZERO)
+    module.recurrent = recurrent
+    return module
 
 
 INHIBITED = leaky()
@@ -288,6 +289,14 @@ def lif(**options):
             neuron.EIFNode(),
             TypeError,
             r"0: must be an IFNode.*got EIFNode, which has other equations",
+        ),
+        (from_snntorch, rleaky(nn.Linear(3, 3)), ValueError, r"0: must have recurrent.bias = 0"),
+        (from_snntorch, rleaky(nn.Conv2d(3, 3, 1)), ValueError, r"0: must have an nn.Linear of its spikes.*Conv2d"),
+        (
+            to_snntorch,
+            nn.Sequential(SRMReadout(4, 3, LEAKY), SRMLinear(3, 2, LEAKY)),
+            ValueError,
+            r"0_neurons: an SRMReadout must be the last layer",
         ),
         (to_snntorch, SRMLinear(4, 3), ValueError, r"0_neurons: Leaky has no synaptic current, tau_s must be 1"),
         (to_spikingjelly, SRMLinear(4, 3), ValueError, r"0_neurons: LIFNode has no synaptic current"),

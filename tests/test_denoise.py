@@ -742,3 +742,20 @@ def test_objective():
     ):
         with pytest.raises(error, match=message):
             tv_objective(*arguments)
+
+
+def test_compiled_code_calls_it_as_it_is():
+    """Traced, the C version would be handed memory that is none."""
+    image = torch.rand(1, 6, 7)
+    compiled = torch.compile(lambda x: denoise_tv(2 * x, 0.1) + 1, backend="eager")
+    torch.testing.assert_close(compiled(image), denoise_tv(2 * image, 0.1) + 1)
+    compiled = torch.compile(lambda x: tv_objective(x, x + 1, 0.1) + 1, backend="eager")
+    torch.testing.assert_close(compiled(image), tv_objective(image, image + 1, 0.1) + 1)
+
+
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad])
+def test_transforms_are_refused(transform):
+    image = torch.rand(1, 6, 7)
+    for function in (lambda x: denoise_tv(x, 0.1).sum(), lambda x: tv_objective(x, x, 0.1).sum()):
+        with pytest.raises(RuntimeError, match=r"does not know the transforms of torch\.func"):
+            transform(function)(image)

@@ -29,7 +29,8 @@ from srm_triton.training import built_in_recipes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+OF_RELEASES = {DOCS / "release.md", *(DOCS / "packaging").rglob("*.md")}  # steps for a maintainer, no part of the site
+PAGES = [*sorted(set(DOCS.rglob("*.md")) - OF_RELEASES), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PROGRAMS = ("srm-triton", "torchrun", "make", "pip", "python", "python3")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = {

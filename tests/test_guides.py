@@ -69,6 +69,15 @@ def test_the_recipe_of_the_guide_is_one(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.toml").augmentation.crop == 2
 
 
+@pytest.mark.parametrize("name", ["deep-networks", "gradients", "losses", "time-constants"])
+def test_accuracies_are_those_of_the_results(name: str) -> None:
+    """`make learning` may have changed them."""
+    quoted = re.findall(r"\d\d\.\d ± \d\.\d|\b\d\d\.\d\b", (DOCS / "guides" / f"{name}.md").read_text(encoding="utf-8"))
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert len(quoted) >= 4
+    assert [accuracy for accuracy in quoted if accuracy not in results] == []
+
+
 @pytest.mark.parametrize("page", [*DOCS.rglob("*.md"), DOCS / "tutorial.ipynb"], ids=lambda page: page.stem)
 def test_links_lead_to_what_exists(page: Path) -> None:
     """To files, and to headings as a Git host names them."""

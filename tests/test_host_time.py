@@ -122,7 +122,7 @@ class TestLaunchPlans:
     def test_they_are_kept_bounded_seen_and_cleared(self):
         scan_plan.cache_clear()
         current = torch.rand(2, 4, 8, requires_grad=True)
-        assert scan_plan(current.shape, current.stride(), current.stride(), current.dtype, 1, 1, 1) is not None
+        assert scan_plan(current.shape, *[current.stride()] * 2, *[current.dtype] * 2, 1, 1, 1) is not None
         for _ in range(5):
             srm_scan(current).backward(torch.ones(2, 4, 8))
         info = scan_plan.cache_info()

@@ -1,6 +1,9 @@
 """Image files, and the command that denoises them."""
 
 import re
+import struct
+import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +150,57 @@ def test_damaged_and_huge_files(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"in\.png: Image size"):
         read_image(tmp_path / "in.png")
+
+
+def test_a_profile_that_cannot_be_applied(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("CMYK", (4, 4)).save(tmp_path / "in.tif", icc_profile=profile)
+    with pytest.raises(ValueError, match=r"in\.tif: cannot build transform"):
+        read_images(tmp_path / "in.tif")
+
+
+def test_a_page_that_is_cut_off(tmp_path):
+    pages = [Image.new("L", (14, 12), level) for level in range(3)]
+    pages[0].save(tmp_path / "in.tif", save_all=True, append_images=pages[1:])
+    (tmp_path / "in.tif").write_bytes((tmp_path / "in.tif").read_bytes()[:300])
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"), pytest.raises(ValueError, match=r"in\.tif: Missing dim"):
+        read_images(tmp_path / "in.tif")
+
+
+def png_of_16_bits(kind, channels, transparency=b""):
+    """A file that Pillow itself does not write."""
+    header = struct.pack(">IIBBBBB", 2, 1, 16, kind, 0, 0, 0)
+    parts = {b"IHDR": header, b"tRNS": transparency, b"IDAT": zlib.compress(bytes(1 + 4 * channels)), b"IEND": b""}
+    chunks = [(name, data) for name, data in parts.items() if data or name == b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png_of_16_bits(2, 3), "must have 8 bits a channel"),
+        (png_of_16_bits(4, 2), "must have 8 bits a channel"),
+        (png_of_16_bits(6, 4), "must have 8 bits a channel"),
+        (png_of_16_bits(0, 1, b"\0\0"), "must not have a grey level that stands for transparency"),
+        (b"P6 2 1 1023\n" + bytes(12), "must have 8 bits a channel"),
+        (png_of_16_bits(0, 1), None),
+        (b"P5 2 1 1023\n" + bytes(4), None),
+        (b"P6 2 1 255\n" + bytes(6), None),
+    ],
+)
+def test_no_bits_are_lost(content, message, tmp_path):
+    (tmp_path / "in").write_bytes(content)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=rf"in: {message}"):
+        read_image(tmp_path / "in")
+
+
+def test_every_page_keeps_its_own_profile(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pages = [ImageFile(torch.zeros(3, 2, 2, dtype=torch.uint8), profile=each) for each in (profile, None, b"other")]
+    write_images(tmp_path / "out.tif", [torch.zeros(3, 2, 2)] * 3, pages)
+    assert [page.profile for page in read_images(tmp_path / "out.tif")] == [profile, None, b"other"]
 
 
 def test_values_beyond_white_and_black_are_cut_off(tmp_path):

@@ -184,6 +184,19 @@ def test_state_in_pieces_and_repeated_inputs():
     assert equal(*results)
 
 
+def test_gradients_of_each_sample_pass_a_module():
+    """`vmap` of `grad`, in which nothing is computed again."""
+    inputs = spikes_of(3, 1, 6, 5)
+    for gradient in ("event", "surrogate"):
+        layer = SRMAffine(nn.Linear(5, 4), SRMParameters(threshold=0.2), gradient=gradient, keep="spikes")
+        loss = lambda x, layer=layer: layer(x).square().sum()  # noqa: E731
+        found = torch.vmap(torch.func.grad(loss))(inputs)
+        for sample, result in zip(inputs, found, strict=True):
+            leaf = sample.clone().requires_grad_()
+            torch.testing.assert_close(result, torch.autograd.grad(loss(leaf), leaf)[0])
+            assert result.any()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_transforms_compiled_code_and_second_derivatives():
     layer, lean = pair(lambda keep: SRMConv1d(3, 4, 3, keep=keep))

@@ -428,7 +428,7 @@ class TestBadInput:
             ),
             (lambda: SRMLinear(4, 3)(torch.ones(1, 2, 4).double()), TypeError, "inputs must have the dtype of weight"),
             (
-                lambda: SRMAffine(nn.Linear(4, 3))(torch.ones(1, 2, 4).half()),
+                lambda: SRMAffine(nn.Linear(4, 3).bfloat16())(torch.ones(1, 2, 4).half()),
                 TypeError,
                 "inputs must have the dtype of",
             ),

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srm_triton import use_backend
+from srm_triton import SpikeAvgPool2d, use_backend
 from srm_triton.kernels import native
-from srm_triton.levels import Form, _known, _numbers, _pack, decode, encode, parts_of
+from srm_triton.levels import Form, _known, _numbers, _pack, decode, encode, mark, parts_of
 
 BACKENDS = ["reference", *["native"] * (native.problem() is None)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -68,8 +68,6 @@ def test_the_order_of_memory_stays():
 
 def test_what_modules_say_is_known_without_looking():
     """As on a GPU: spikes are marked; views keep it; whatever is written or computed does not."""
-    from srm_triton.levels import mark
-
     spikes = mark(torch.ones(2, 3, 4, device="meta"), 4)
     assert parts_of(spikes) == parts_of(spikes.flatten(1)) == parts_of(spikes[:, 1:].transpose(0, 1)) == 4
     assert parts_of(spikes * 1) is None and parts_of(torch.ones(2)) is None
@@ -80,6 +78,22 @@ def test_what_modules_say_is_known_without_looking():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert mark(torch.ones(3)).__dict__ == {}  # on the CPU values are looked at
+
+
+@pytest.mark.parametrize(
+    "windows", [((1, 2), (2, 2)), ((2, 2), (1, 3)), ((1, 3), (3, 1)), ((1, 3), (2, 1)), ((1, 5), (3, 1))]
+)
+def test_pooling_says_only_levels_that_it_makes(windows):
+    """Averages of averages are rounded twice, unless the first are exact."""
+    spikes = (torch.rand(1, 2, 1, 30, 60) < 0.5).float()
+    marked = mark(spikes.to("meta"))
+    for window in windows:
+        pool = SpikeAvgPool2d(window, keep="spikes")
+        spikes, marked = pool(spikes), pool(marked)
+    expected = windows[0][0] * windows[0][1]
+    parts = parts_of(marked)
+    assert parts is None or torch.isin(spikes, torch.arange(parts + 1) / parts).all()
+    assert (parts is not None) == (expected in (2, 4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

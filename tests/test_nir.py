@@ -87,7 +87,7 @@ def test_a_round_trip_keeps_every_spike(name, network, shape, dtype, tmp_path):
 
 @pytest.mark.parametrize("dt", [1e-4, 1e-3, 0.3])
 def test_constants_come_back_to_the_last_bit(dt):
-    for tau in (*np.random.default_rng(0).uniform(1.01, 300, 200), 5.0, 20.0, 1.1):
+    for tau in (*np.random.default_rng(0).uniform(1.01, 300, 60), 5.0, 20.0, 1.1):
         network = SRMLinear(2, 1, SRMParameters(tau, 1.0, threshold=tau / 3))
         neurons = from_nir(to_nir(network, 2, dt=dt), dt=dt)[0].neuron
         assert (neurons.tau_m, neurons.tau_s, neurons.threshold) == (tau, 1, tau / 3)
@@ -261,6 +261,25 @@ def test_graphs_of_snntorch():
     assert expected.mean() > 0.05
 
 
+def test_a_graph_within_a_graph():
+    network = nn.Sequential(SRMLinear(6, 5, LEAKY), SRMRecurrent(5, 5, LEAKY), SRMLinear(5, 2, LEAKY)).eval()
+    flat = to_nir(network, 6)
+    inside = ("1_neurons", "1_neurons_recurrent")
+    ends = {"start": nir.Input(np.array([5])), "end": nir.Output(np.array([5]))}
+    own = [edge for edge in flat.edges if set(edge) <= set(inside)]
+    own = [("start", "1_neurons"), *own, ("1_neurons", "end")]
+    nodes = {name: node for name, node in flat.nodes.items() if name not in inside}
+    nodes["cell"] = nir.NIRGraph(ends | {name: flat.nodes[name] for name in inside}, own)
+    edges = [
+        ("cell" if a in inside else a, "cell" if b in inside else b) for a, b in flat.edges if {a, b} - set(inside)
+    ]
+    nested = nir.NIRGraph(nodes, edges, type_check=False)
+    inputs = 2 * torch.rand(2, 30, 6)
+    assert len(nested.nodes) == len(flat.nodes) - 1
+    assert torch.equal(from_nir(nested)(inputs), network(inputs))
+    assert network(inputs).mean() > 0.02
+
+
 def lif(**changes):
     values = {"tau": 5e-3, "r": 5.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0} | changes
     return nir.LIF(**{name: np.atleast_1d(value) for name, value in values.items()})
@@ -269,6 +288,19 @@ def lif(**changes):
 def branched():
     nodes = {"input": nir.Input(np.array([1])), "a": lif(), "b": lif(), "output": nir.Output(np.array([1]))}
     return nir.NIRGraph(nodes, [("input", "a"), ("input", "b"), ("a", "output"), ("b", "output")])
+
+
+def beside():
+    nodes = {"input": nir.Input(np.array([1])), "a": lif(), "b": lif(), "output": nir.Output(np.array([1]))}
+    return nir.NIRGraph(nodes, [("input", "a"), ("b", "a"), ("a", "output")], type_check=False)
+
+
+def looped(*loops):
+    """Neurons with maps from themselves to themselves."""
+    nodes = {"input": nir.Input(np.array([1])), "a": lif(), "output": nir.Output(np.array([1]))}
+    nodes |= {f"loop{number}": loop for number, loop in enumerate(loops)}
+    edges = [edge for name in nodes if name.startswith("loop") for edge in (("a", name), (name, "a"))]
+    return nir.NIRGraph(nodes, [("input", "a"), *edges, ("a", "output")])
 
 
 ONE = np.ones((1, 1))
@@ -294,6 +326,12 @@ ONE = np.ones((1, 1))
         (nir.NIRGraph.from_list(nir.Linear(ONE), nir.Linear(ONE), lif()), r"linear: must have neurons behind it"),
         (nir.NIRGraph.from_list(nir.Scale(np.ones(1)), lif()), r"scale: must be one of Affine, .*got Scale"),
         (nir.NIRGraph.from_list(nir.Delay(np.ones(1)), lif()), r"delay: must be one of Affine, .*got Delay"),
+        (beside(), r"graph must be a chain.*got \['b'\] beside it"),
+        (looped(nir.Linear(ONE), nir.Linear(ONE)), r"a: neurons may have one Linear.*got Linear, Linear there"),
+        (looped(nir.Affine(ONE, np.ones(1))), r"a: neurons may have one Linear, without a bias"),
+        (looped(nir.Scale(np.ones(1))), r"a: neurons may have one Linear.*got Scale there"),
+        (looped(nir.Linear(ONE)), r"a: recurrent neurons must have an nn.Linear before them"),
+        (nir.NIRGraph.from_list(nir.Linear(np.ones((2, 1, 1)))), r"linear: must have a weight \[out_features, in_fea"),
         (branched(), r"graph must be a chain.*got 'input' with \['a', 'b'\]"),
         (
             nir.NIRGraph.from_list(nir.LIF(*(np.full((2, 3), v) for v in (5e-3, 5.0, 0)), np.eye(2, 3) + 1)),
@@ -340,6 +378,8 @@ def test_arguments():
         to_nir(SRMNeuron(LEAKY), 2, dt=-1e-3)
     with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module"):
         to_nir("network", 2)
+    with pytest.raises(TypeError, match=r"options must be among learn, gradient,.*got parameters"):
+        from_nir(graph, parameters=LEAKY)
     layers = from_nir(to_nir(chain(), 6), gradient="event", batch_first=False)
     assert [layer.rules.gradient for layer in layers] == ["event", "event"]
     assert [layer.rules.output for layer in layers] == [False, True]

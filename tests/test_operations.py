@@ -92,7 +92,8 @@ def test_linear(kind):
     assert 0 < effective < dense / 2
     found = layer_of(model, inputs * 1.5)
     assert (found.accumulates, found.multiply_accumulates) == (0, effective / BATCH)
-    assert layer_of(model, -inputs).accumulates == effective / BATCH
+    for same in (-inputs, inputs.bool(), inputs.to(torch.uint8)) if kind is not nn.Linear else (-inputs,):
+        assert layer_of(model, same).accumulates == effective / BATCH
 
 
 @pytest.mark.parametrize(

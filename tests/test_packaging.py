@@ -22,6 +22,14 @@ def test_the_version_is_that_of_the_package():
     assert srm_triton.__version__ == version("srm-triton")
     assert f"\n## {srm_triton.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
     assert f"\nversion: {srm_triton.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n  version: {srm_triton.__version__}\n" in (ROOT / "docs" / "packaging" / "recipe.yaml").read_text()
+
+
+def test_wheels_are_built_for_the_tested_pythons():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    classified = re.findall(r":: 3\.(\d+)$", "\n".join(settings["project"]["classifiers"]), re.MULTILINE)
+    versions = re.fullmatch(r"cp3\{([\d,]+)\}-manylinux_x86_64", settings["tool"]["cibuildwheel"]["build"])[1]
+    assert classified == versions.split(",")
 
 
 def test_a_source_distribution_holds_what_its_tests_need():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_srm_scan import BACKENDS, random
 
-from srm_triton import SRMParameters, srm_scan, use_backend
+from srm_triton import SRMLinear, SRMParameters, spiking_network, srm_scan, use_backend
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,28 @@ def test_constants_of_each_channel(device):
             for channel, (tau, threshold) in enumerate(zip(taus.tolist(), thresholds.tolist(), strict=True)):
                 alone = srm_scan(current[:, :, channel], SRMParameters(tau, threshold=threshold))
                 assert torch.equal(spikes[:, :, channel], alone)
+
+
+def test_a_tensor_on_another_device_than_the_numbers():
+    """As one on a GPU, here on the meta device."""
+    threshold = torch.ones(4, device="meta")
+    parameters = SRMParameters(tau_m=7.0, threshold=threshold)
+    assert srm_scan(torch.rand(2, 3, 4, device="meta"), parameters).is_meta
+    with pytest.raises(ValueError, match="threshold must hold values for the layer to begin with, got a tensor on the"):
+        SRMLinear(3, 4, parameters)
+
+
+def test_a_default_device_is_that_of_layers_and_not_of_numbers():
+    with torch.device("meta"):
+        assert SRMParameters(7.0, np.array([1.5, 2.0])).tau_s.tolist() == [1.5, 2.0]
+        network = spiking_network("12-12", 8, 4, steps=5)
+        learned = SRMLinear(3, 4, SRMParameters(tau_m=7.0), learn=("threshold",), carry_scale=False)
+        learned.neuron.tau_s = 2.0
+        for layer, inputs in ((network, 8), (learned, 3)):
+            assert all(tensor.is_meta for tensor in layer.state_dict().values())
+            layer(torch.rand(2, 5, inputs)).sum().backward()
+    learned.to_empty(device="cpu").reset_parameters()
+    assert learned.neuron.tau_m == 7.0 and learned.neuron.tau_s == 3.0
 
 
 def test_constants_that_change_in_place_are_followed_and_checked():

@@ -47,7 +47,7 @@ def test_states_of_a_recurrent_layer():
             ValueError,
             r"state.spikes must have the shape \[2, 3\], got \[3, 3\]",
         ),
-        (state._replace(spikes=torch.zeros(2, 3).double()), TypeError, "state.spikes must have the dtype of inputs"),
+        (state._replace(spikes=torch.zeros(2, 3).double()), TypeError, "state.spikes must have the dtype of spikes"),
         (state._replace(spikes=None), TypeError, r"state.spikes must be a torch\.Tensor, got NoneType"),
         (state._replace(neurons=SRMState(*[torch.zeros(3, 3)] * 3)), ValueError, "state.membrane must have the shape"),
     ):

@@ -310,6 +310,21 @@ def test_the_smallest_weights_are_those_in_the_units_of_the_user():
     assert model.bias == 0
 
 
+def test_the_smallest_weights_of_features_of_all_scales():
+    """Two samples, against w = Xᵀ·(X·Xᵀ)⁻¹·y in fractions."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8).double() * torch.logspace(-6, 6, 8).double()[torch.randperm(8)]
+    y = x @ torch.randn(8).double() + 7
+    weight = LinearRegression(fit_intercept=False).fit(x, y).weight
+    first, second = ([Fraction(value) for value in row] for row in x.tolist())
+    p, q, r = (sum(map(operator.mul, *rows)) for rows in ((first, first), (first, second), (second, second)))
+    u, v = map(Fraction, y.tolist())
+    on = (r * u - q * v) / (p * r - q * q), (p * v - q * u) / (p * r - q * q)
+    expected = [float(on[0] * a + on[1] * b) for a, b in zip(first, second, strict=True)]
+    torch.testing.assert_close(weight, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(x @ weight, y, rtol=1e-14, atol=0)
+
+
 def test_what_varies_by_rounding_alone_is_constant():
     x, y, _, _ = drawn((2,), (), samples=40)
     jitter = 0.3 + 2.0**-54 * (torch.arange(40) % 2).double()

@@ -426,37 +426,36 @@ def test_the_scan_is_clean(steps, time_axis, dtype, rule):
         srm_scan.backward(grad, None, current, shared, None, *omitted, time_axis, rule, configuration)
 
 
-def test_a_split_that_holds_part_of_one_tile_is_clean(monkeypatch):
-    monkeypatch.setattr(launch, "interpreted", lambda: False)  # tiles as on a GPU: many splits of few tiles
-    for name, value in (("TILE", 64), ("WHOLE", 128), ("MAX_SPLITS", 4)):
-        monkeypatch.setattr(batch_norm, name, value)
+def test_a_split_that_holds_part_of_one_tile_is_clean():
     inputs = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))
-    tile = batch_norm._tile_of(inputs)
-    start_of_last = (tile.splits - 1) * tile.tiles * tile.block_samples
-    assert start_of_last < 70 < start_of_last + tile.block_samples
+    tile = batch_norm.Tile(16, 4, 4, 1)
+    assert tile.shares(70) == (2, 3)  # the last starts at sample 64
     outputs, statistics = torch.empty_like(inputs), torch.empty(3, 3)
     with sanitized(outputs, statistics):
-        batch_norm.forward(inputs, None, None, outputs, statistics, 1e-5, 70, False)
+        batch_norm.forward(inputs, None, None, outputs, statistics, 1e-5, 70, False, tile)
     torch.testing.assert_close(statistics[0], inputs.mean(0), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("samples_adjacent", [False, True])
-@pytest.mark.parametrize(("samples", "features", "whole"), [(1, 3, True), (7, 21, True), (1200, 3, False)])
-def test_batch_norm_is_clean(samples, features, whole, samples_adjacent, dtype, monkeypatch):
-    # small tiles: several programs, and several tiles for each where the samples are split
-    monkeypatch.setattr(batch_norm, "WHOLE", 512 if dtype == torch.float64 else 128)
+@pytest.mark.parametrize(
+    ("samples", "features", "tile", "shares"),
+    [(1, 3, (1, 2, 1, 1), (1, 1)), (7, 21, (8, 4, 1, 1), (1, 1)), (1200, 3, (32, 4, 7, 1), (6, 7))],
+)
+def test_batch_norm_is_clean(samples, features, tile, shares, samples_adjacent, dtype):
+    """Several programs, and several tiles for each where the samples are split."""
+    tile = batch_norm.Tile(*tile)
     generator = torch.Generator().manual_seed(samples)
     inputs, grads = (torch.randn(samples, features, generator=generator).to(dtype) for _ in range(2))
     if samples_adjacent:
         inputs = inputs.mT.contiguous().mT
-    assert batch_norm._tile_of(inputs).whole == whole
+    assert tile.shares(samples) == shares
     wide = accumulator_dtype(dtype)
     weight, bias = (None, None) if samples_adjacent else (torch.ones(features), torch.zeros(features))
     outputs, grad_inputs = torch.empty_like(inputs), torch.empty_like(inputs)
     statistics, grad_affine = torch.empty(3, features, dtype=wide), torch.empty(2, features, dtype=wide)
     with sanitized(outputs, statistics):
-        batch_norm.forward(inputs, weight, bias, outputs, statistics, 1e-5, samples, True)
+        batch_norm.forward(inputs, weight, bias, outputs, statistics, 1e-5, samples, True, tile)
     with sanitized(grad_inputs, grad_affine):
-        batch_norm.backward(grads, inputs, weight, statistics, grad_inputs, grad_affine, 1e-5, samples, True)
+        batch_norm.backward(grads, inputs, weight, statistics, grad_inputs, grad_affine, 1e-5, samples, True, tile)
     torch.testing.assert_close(outputs.float().mean(0), torch.zeros(features), rtol=0, atol=1e-2)

@@ -562,13 +562,14 @@ def test_trace_explains_the_spikes(device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype, device):
-    for steps, time_axis, backend, keep in ((20, 0, "reference", True), (5, 1, "auto", False), (18, 1, "triton", True)):
+    cases = (20, 0, "reference", True, None), (5, 1, "auto", False, torch.uint8), (18, 1, "triton", True, torch.float16)
+    for steps, time_axis, backend, keep, spike_dtype in cases:
         current = random(2, steps, 3, shift=1).to(device, dtype)
         if time_axis == 0:
             current = current.transpose(0, 1).contiguous()
         constants = SRMParameters(threshold=torch.ones(3)).pack(current)
         initial = torch.zeros(3, 2, 3, dtype=constants.dtype, device=device) if keep else None
-        arguments = (current, constants, initial, time_axis, [keep, keep, True], backend)
+        arguments = (current, constants, initial, time_axis, [keep, keep, True], spike_dtype, backend)
         torch.library.opcheck(_scan, arguments)
         torch.library.opcheck(_trace, (current, constants, initial, time_axis, backend))
         _, final, events, checkpoints = Scanned.of(_scan(*arguments), [keep, keep, True])

@@ -117,9 +117,9 @@ def test_batch_norm_reads_no_tile_twice(monkeypatch):
     assert read == 2 * x.numel()  # once for the statistics, once to normalise
 
 
-@pytest.mark.parametrize("samples_adjacent", [False, True])
-def test_batch_norm_launches_once_where_it_is_small(samples_adjacent, monkeypatch):
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
+@pytest.mark.parametrize("adjacent", ["features", "samples"])
+def test_batch_norm_launches_once_where_it_is_small(adjacent):
     for samples, features in ((16, 4096), (64, 1024), (512, 512), (1024, 128)):
-        assert batch_norm.choose_tile(samples, features, samples_adjacent, torch.float32).whole
-    assert not batch_norm.choose_tile(1 << 20, 64, samples_adjacent, torch.float32).whole
+        exponents = (size.bit_length() - 1 for size in (samples, features))
+        assert batch_norm.candidates(32, torch.float32, *exponents, adjacent)[0].shares(samples) == (1, 1)
+    assert batch_norm.candidates(32, torch.float32, 20, 6, adjacent)[0].shares(1 << 20) > (1, 1)

@@ -16,9 +16,11 @@ import pytest
 import torch
 from triton import testing
 
-from srm_triton import SRMParameters, SRMState, data, files, srm_scan, training, tuning, use_backend
+import srm_triton
+from srm_triton import SRMParameters, SRMState, batch_norm, data, files, srm_scan, training, tuning, use_backend
 from srm_triton.cli import main
 from srm_triton.commands import tune
+from srm_triton.kernels import batch_norm as kernels
 from srm_triton.kernels import configurations, launch
 from srm_triton.kernels import srm_scan as kernel
 from srm_triton.kernels.configurations import Configuration, Tunable
@@ -37,7 +39,7 @@ ENTRY = {"width": 4, "milliseconds": 0.25}  # of WIDE
 
 
 def choose(start=lambda tile: None, outputs=(), tolerance: float = 0.0, size: int = 8) -> Tile:
-    toy = Tunable("toy", "n ≤ {}", lambda warp: CANDIDATES, Tile(1024), tolerance)
+    toy = Tunable("toy", "n ≤ {}", lambda warp, dtype, n: CANDIDATES if warp else [Tile(1024)], tolerance)
     return toy.choose(torch.empty(1), (size,), start, outputs)
 
 
@@ -47,6 +49,7 @@ def path(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     tuning.unload()
     yield tmp_path / ".cache" / "srm-triton" / "tuning.json"
+    tuning.tune(False)
     tuning.unload()
 
 
@@ -133,6 +136,73 @@ def test_the_scan_launches_what_was_tuned_for_its_class(monkeypatch, device, com
     assert len({key[3:] for key in configurations.choices}) == 5  # for T = 17 and 300 the same
 
 
+def normalise(matrix: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs and gradients."""
+    leaves = [matrix.clone().requires_grad_(), torch.linspace(-1, 1, matrix.shape[1]).to(matrix)]
+    leaves.append(leaves[1].flip(0).requires_grad_())
+    with use_backend("triton"):
+        outputs = batch_norm(leaves[0], leaves[1].requires_grad_(), leaves[2])
+    return [outputs.detach(), *torch.autograd.grad(outputs, leaves, matrix.cos())]
+
+
+def test_batch_norm_launches_what_was_tuned_for_its_class(monkeypatch, device, compiled, path):
+    launched = []
+
+    class Recorder:
+        def __class_getitem__(cls, grid):
+            blocks = "BLOCK_SAMPLES", "BLOCK_FEATURES", "num_warps"
+            return lambda *_, **options: launched.append((*grid, *map(options.get, blocks)))
+
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    classes = {
+        "forward": "samples ≤ 2^9, features ≤ 2^5, samples",
+        "backward": "samples ≤ 2^11, features ≤ 2^3, features",
+    }
+    for tunable, tile in ((kernels.FORWARD, (512, 8, 1, 8)), (kernels.BACKWARD, (128, 8, 8, 2))):
+        name = tunable.name.removeprefix("batch_norm_")
+        tile = kernels.Tile(*tile)
+        case = f"batch_norm_{name}, {classes[name]} adjacent, float32 on {where}, {', '.join(VERSIONS)}"
+        update(path, {case: tile._asdict()})
+    for name in ("partial", "forward", "backward_partial", "backward"):
+        monkeypatch.setattr(kernels, f"batch_norm_{name}_kernel", Recorder)
+
+    def launches(matrix: torch.Tensor) -> list[tuple[int, ...]]:
+        launched.clear()
+        normalise(matrix)
+        return launched
+
+    for samples, features in ((512, 32), (257, 17)):
+        matrix = torch.empty(features, samples, device=device).t()
+        assert launches(matrix) == [(-(-features // 8), 1, 512, 8, 8), (-(-features // 4), 1, 512, 4, 4)]
+        assert launches(matrix.contiguous()) == [(-(-features // 8), 1, 512, 8, 8)] * 2  # usual, for coalesced accesses
+    for samples, splits in ((2048, 8), (1025, 5)):
+        matrix = torch.empty(samples, 8, device=device)
+        usual = [(1, -(-samples // 256), 256, 8, 4)] * 2
+        assert launches(matrix) == usual + [(1, splits, 128, 8, 2)] * 2
+        assert launches(matrix.double())[2:] == [(1, -(-samples // 256), 256, 8, 8)] * 2
+
+
+def test_batch_norm_is_tuned_and_right(monkeypatch, device, timed, path):
+    trials, filled = tuning._trials, []
+    monkeypatch.setattr(tuning, "_trials", lambda *rest: filled.append(rest[2]) or trials(*rest))
+    matrix = torch.randn(300, 20, device=device) + 3
+    usual, found = normalise(matrix), srm_triton.tune()
+    timed.update({kernels.Tile(256, 8, 1, 4): 0.75, kernels.Tile(512, 8, 1, 16): 0.5})
+    first, second = normalise(matrix), normalise(matrix)
+    assert all(map(torch.equal, first, second)) and list(configurations.choices.values()) == [(512, 8, 1, 16)] * 2
+    for ours, fixed in zip(first, usual, strict=True):
+        torch.testing.assert_close(ours, fixed, rtol=0, atol=float(fixed.abs().max()) * 16 * 2**-23)
+    assert [[trial.failure for trial in of_case] for of_case in found.values()] == [[None] * 4] * 2
+    assert [[tuple(output.shape) for output in of_case] for of_case in filled] == [
+        [(300, 20), (3, 20)], [(300, 20), (2, 20)]
+    ]  # fmt: skip
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all(map(torch.equal, normalise(matrix), usual))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_the_first_launch_reads_the_default_file_once(compiled, path):
     assert tuning.loaded() is None and choose() == USUAL and tuning.loaded() == {}
     update(path, {CASE: ENTRY, CASE.replace("8", "7", 1): ENTRY})
@@ -148,9 +218,9 @@ def test_the_first_launch_reads_the_default_file_once(compiled, path):
 def test_in_the_interpreter_nothing_is_read_or_timed(monkeypatch):
     assert choose() == Tile(1024) and tuning.loaded() is None
     with pytest.raises(TuningError, match="needs compiled kernels; TRITON_INTERPRET must be unset"):
-        tuning.tune().__enter__()
+        srm_triton.tune(True)
     monkeypatch.setattr(launch, "interpreted", lambda: False)  # and no GPU
-    for call in (choose, tuning.tune().__enter__):
+    for call in (choose, srm_triton.tune):
         with pytest.raises(TuningError, match="need a GPU that PyTorch can use"):
             call()
 
@@ -166,8 +236,10 @@ def test_sixteen_threads_read_once_and_tune_once(monkeypatch, timed, path):
     started, reads = [], []
     monkeypatch.setattr(configurations, "read", lambda path: reads.append(path) or time.sleep(0.1) or read(path))
     assert launch_together() == [WIDE] * 16 and reads == [path] and not started
-    with tuning.tune():
-        assert launch_together() == [USUAL] * 16 and len(started) == 6
+    tuning.tune()
+    assert launch_together() == [WIDE] * 16 and not started  # the file holds it
+    tuning.tune(again=True)
+    assert launch_together() == [USUAL] * 16 and len(started) == 6
 
 
 def content(**changes) -> str:
@@ -192,7 +264,7 @@ def test_a_file_that_cannot_be_used_is_reported_and_stays(monkeypatch, compiled,
     with pytest.warns(TuningWarning, match=f"{message}; the usual configurations serve instead$") as caught:
         assert choose() == choose(size=7) == USUAL
     assert len(caught) == 1 and len(str(caught[0].message)) < 500
-    for change in (partial(update, path, {}), tuning.tune().__enter__):
+    for change in (partial(update, path, {}), tuning.tune):
         with pytest.raises(TuningError, match=message):
             change()
     assert main(["tune", "--list"]) == 2 and re.search(message, capsys.readouterr().err)
@@ -240,14 +312,17 @@ def test_processes_and_threads_keep_the_entries_of_all(path):
 
 
 RESULTS = torch.tensor([1.0, -2.0, math.nan, 0.0])
+ROUNDING = 2 * 2**-23  # of the largest
 PLANTED = (  # results of a candidate, the kernel's tolerance, whether it can serve
     (RESULTS, 0, True),
     (RESULTS[:3], 0, False),  # does not write the last
     (torch.tensor([1 + 2e-7, -2.0, math.nan, 0.0]), 0, False),
     (torch.tensor([1.0, -2.0, math.nan, -0.0]), 0, False),
-    (torch.tensor([1.0019, -2.0, math.nan, 0.0]), 1e-3, True),
-    (torch.tensor([1.0021, -2.0, math.nan, 0.0]), 1e-3, False),
-    (torch.tensor([1.0, -2.0, 0.0, 0.0]), 1e-3, False),
+    (torch.tensor([1 + 16 * ROUNDING, -2.0, math.nan, 0.0]), 16, True),
+    (torch.tensor([1 + 17 * ROUNDING, -2.0, math.nan, 0.0]), 16, False),
+    (torch.tensor([1.0, -2.0, math.nan, 2**-7], dtype=torch.bfloat16), 1, True),
+    (torch.tensor([1.0, -2.0, math.nan, 2**-5], dtype=torch.bfloat16), 1, False),
+    (torch.tensor([1.0, -2.0, 0.0, 0.0]), 16, False),
     (RESULTS.nan_to_num().int() + 1, 1e3, False),  # integers have none
 )
 
@@ -261,8 +336,9 @@ def test_candidates_with_other_results_are_left_out(timed, path, planted, tolera
         result = planted if tile == WIDE else RESULTS.nan_to_num(math.nan if planted.is_floating_point() else 0)
         output[: len(result)] = result
 
-    with tuning.tune() as found:
-        fastest = choose(start, [output, torch.empty(0), None], tolerance)
+    found = tuning.tune()
+    fastest = choose(start, [output, torch.empty(0), None], tolerance)
+    tuning.tune(False)
     failure = "TuningError: its results differ from those of the usual configuration"
     trial = (WIDE, 0.5, None) if serves else (WIDE, math.inf, failure)
     assert found == {CASE: [(USUAL, 1.0, None), trial, (NARROW, 1.0, None)]}
@@ -276,25 +352,104 @@ def test_an_error_leaves_a_candidate_out_and_of_the_usual_one_is_raised(timed):
             raise RuntimeError("out of resource\nmany more lines")
 
     failing = WIDE
-    with tuning.tune() as found:
-        assert choose(start) == USUAL
+    found = tuning.tune()
+    assert choose(start) == USUAL
     assert [trial.failure for trial in found[CASE]] == [None, "RuntimeError: out of resource", None]
     failing = USUAL
-    with pytest.raises(RuntimeError, match="out of resource"), tuning.tune():
-        choose(start)
-    with tuning.tune(), pytest.raises(TuningError, match="being tuned already"):
-        tuning.tune().__enter__()
+    tuning.tune(again=True)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of resource"):
+            choose(start)
+
+
+def test_it_is_switched_on_and_off(timed, path):
+    timed[WIDE] = 0.5
+    found = srm_triton.tune(True)
+    assert tuning.tune(False) == {} and choose() == USUAL and not found
+    for _ in range(2):
+        found = srm_triton.tune()
+        assert choose() == WIDE
+    assert found == {} and tuning.loaded() == read(path)  # the second time by the file
+    assert srm_triton.tune(again=True) is not found and choose() == choose() == WIDE
+    tuning.tune(False)
     timed.clear()
-    assert choose(size=9) == USUAL and not timed  # no longer
+    assert choose() == WIDE and choose(size=9) == USUAL and not timed
+    with pytest.raises(ValueError, match=r"enabled must be one of \(True, False\), got 'tuning.json'"):
+        tuning.tune("tuning.json")
+
+
+def test_what_the_file_holds_wrongly_is_tuned(timed, path, recwarn):
+    update(path, {CASE: {"width": 5}})
+    tuning.tune()
+    assert choose() == USUAL and read(path)[CASE] == {"width": 2, "milliseconds": 1.0}
+    assert not recwarn
+
+
+def test_nothing_is_tuned_while_a_graph_captures_it(monkeypatch, timed, path):
+    capturing = True
+    monkeypatch.setattr(tuning, "_captured", lambda outputs: capturing)
+    timed[NARROW] = 0.5
+    update(path, {CASE.replace("8", "7", 1): ENTRY})
+    found, started = tuning.tune(), []
+    message = f"a CUDA graph captures {re.escape(CASE)}, untimed; take a step before the capture; the usual"
+    for _ in range(2):
+        with pytest.warns(TuningWarning, match=message):
+            assert choose(started.append) == USUAL
+    assert choose(started.append, size=7) == WIDE and not started and not found
+    capturing = False
+    assert choose() == NARROW
+    capturing = True
+    assert choose() == NARROW
+    monkeypatch.undo()
+    assert not tuning._captured([torch.empty(1), torch.empty(0)])
+
+
+@pytest.mark.parametrize("problem", ["damaged", "full disk"])
+def test_a_file_that_cannot_be_written_any_more_ends_nothing(monkeypatch, timed, path, problem):
+    timed[NARROW] = 0.5
+    found = tuning.tune()
+    if problem == "damaged":
+        path.write_text("{")
+    else:
+        monkeypatch.setattr(tuning, "write_atomically", lambda *_: os.close(-1))
+    with pytest.warns(TuningWarning, match=f"; what was found for {re.escape(CASE)} serves this process only"):
+        assert choose() == NARROW
+    assert choose() == NARROW and list(found) == [CASE] and CASE in tuning.loaded()
+    with pytest.raises(TuningError if problem == "damaged" else OSError):
+        tuning.tune()
+
+
+def test_two_processes_at_once_keep_what_both_find(timed, path):
+    """The other tunes a class of its own and the same one, after this read the file and before this writes."""
+    timed[NARROW] = 0.5
+    tuning.tune()
+    other = CASE.replace("8", "9", 1)
+    update(path, {CASE: ENTRY, other: ENTRY})
+    assert choose() == NARROW
+    assert read(path) == {CASE: {"width": 1, "milliseconds": 0.5}, other: ENTRY}
+
+
+def test_what_rounds_otherwise_is_fixed_in_deterministic_mode(timed, path, device):
+    timed[WIDE] = 0.5
+    found = tuning.tune()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose(tolerance=1) == USUAL and not found
+        assert choose() == WIDE and list(found) == [CASE]  # the same bits
+        tuning.load()
+        assert choose(tolerance=1) == USUAL and choose() == WIDE
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert choose(tolerance=1) == WIDE
 
 
 def test_a_step_of_training_is_tuned_once_and_right(monkeypatch, device, timed):
     expected, trials, filled = step(device, 2, 17, 5), tuning._trials, []
     monkeypatch.setattr(tuning, "_trials", lambda *rest: filled.append(len(rest[2])) or trials(*rest))
     timed.update({Configuration(128, 2): 0.5, Configuration(64, 2): 0.75})
-    with tuning.tune() as found:
-        for _ in range(2):
-            assert all(map(torch.equal, step(device, 2, 17, 5), expected))
+    found = tuning.tune()
+    for _ in range(2):
+        assert all(map(torch.equal, step(device, 2, 17, 5), expected))
     assert [len(trials) for trials in found.values()] == [6, 4] and filled == [4, 4]  # tensors that are compared
     assert list(configurations.choices.values()) == [Configuration(128, 2), Configuration(64, 2)]
 
@@ -324,7 +479,9 @@ def test_the_command_tunes_the_network_of_a_checkpoint(tmp_path, path, timed):
     training.TrainingRun(recipe, data.load_digits(), torch.device("cpu")).save(tmp_path / "checkpoint.pt")
     assert main(["tune", "--checkpoint", str(tmp_path / "checkpoint.pt"), "--dtype", "float64"]) == 0
     forward = [case for case in read(path) if "forward, T ≤ 8" in case and "float64" in case]
-    assert [re.search(r"2\^(\d)", case)[1] for case in forward] == ["9", "5"] and len(read(path)) == 4  # 2·8·8 and 10
+    assert [re.search(r"neurons ≤ 2\^(\d)", case)[1] for case in forward] == ["9", "5"]  # 2·8·8 and 10
+    weights = ("samples ≤ 2^4, features ≤ 2^1", "samples ≤ 2^5, features ≤ 2^4")  # 3·3 for each of 2, and 2·4·4 of 10
+    assert sum(case.startswith("batch_norm") and any(size in case for size in weights) for case in read(path)) == 4
 
 
 @pytest.mark.parametrize("arguments", ["", "--list --clear", *(f"--shape {shape}" for shape in ("8", "8x", "8x0"))])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize, prune
 
-from srm_triton import SRMConv2d, SRMLinear, SRMRecurrent, affine
+from srm_triton import SRMConv2d, SRMLinear, SRMRecurrent, affine, use_backend
 from srm_triton.weight_cache import WeightCache
 
 
@@ -62,6 +62,7 @@ CHANGES = {
     "new parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.rand_like(layer.weight))),
     "new data": lambda layer: setattr(layer.weight, "data", torch.rand_like(layer.weight)),
     "dtype": lambda layer: layer.double().float().weight.mul_(torch.rand(6)),
+    "eps": lambda layer: setattr(layer, "eps", 1.0),
     "hidden, then eval": lambda layer: (layer.weight.data.mul_(torch.rand(6)), layer.eval()),
     "hidden, then clear": lambda layer: (layer.weight.data.mul_(torch.rand(6)), layer.weight_cache.clear()),
 }
@@ -76,6 +77,15 @@ def test_a_change_is_seen(change):
         after = layer.current(INPUTS)
         assert not torch.allclose(before, after, atol=1e-2)
         assert torch.equal(after, copy.deepcopy(layer).current(INPUTS))
+
+
+def test_each_backend_computes_its_own(normalised):
+    layer = SRMLinear(6, 4).eval()
+    with torch.no_grad():
+        for count, backend in enumerate(("reference", "triton", "triton", "auto")):
+            with use_backend(backend):
+                layer.current(INPUTS)
+            assert normalised() == count + (count < 2)
 
 
 def test_gradients_are_never_those_of_a_kept_weight(normalised):

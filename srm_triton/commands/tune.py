@@ -47,8 +47,8 @@ def _tune(options: argparse.Namespace) -> int:
         for case, entry in tuning.read(path).items():
             print(f"{case}: {entry}")
     else:
-        with tuning.tune(path) as found:
-            _train(options)
+        found = tuning.tune(path=path, again=True)
+        _train(options)
         for case, trials in found.items():
             print(case)
             for configuration, milliseconds, failure in trials:

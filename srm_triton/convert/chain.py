@@ -97,8 +97,11 @@ def join(parts: Mapping[str, Part], options: LayerOptions) -> nn.Sequential:
     """The layers that consist of these parts; those whose spikes are the network's output have ``output=True``.
 
     Raises:
+        TypeError: for an option that layers do not have.
         ValueError: for an affine map without neurons behind it, but for an `nn.Linear` at the end.
     """
+    if unknown := set(options) - LayerOptions.__optional_keys__:
+        raise TypeError(f"options must be among {', '.join(LayerOptions.__annotations__)}, got {min(unknown)}")
     options = {"gradient": "surrogate", **options}
     network, affine = nn.Sequential(), cast("tuple[str, Affine] | None", None)
     for number, (name, part) in enumerate(parts.items(), 1):
@@ -122,26 +125,26 @@ def join(parts: Mapping[str, Part], options: LayerOptions) -> nn.Sequential:
     return network
 
 
-def leaves(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules within `nn.Sequential`s, in their order, with names that have no dots.
+def leaves(network: nn.Module, *containers: type[nn.Module], name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules within `nn.Sequential`s and other containers, in their order, with names that have no dots.
 
     Raises:
         TypeError: for anything but a module.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
-    if type(network).forward is not nn.Sequential.forward:
-        yield "0", network
+    if type(network).forward is not nn.Sequential.forward and type(network) not in containers:
+        yield name or "0", network
         return
-    for name, module in network.named_children():
-        inner = type(module).forward is nn.Sequential.forward
-        yield from ((f"{name}_{below}", leaf) for below, leaf in leaves(module)) if inner else [(name, module)]
+    for key, module in network.named_children():
+        yield from leaves(module, *containers, name=f"{name}_{key}" if name else key)
 
 
 def plain_parts(
     network: nn.Module,
     neurons: Callable[[str, nn.Module, Before], Neurons | None],
     kinds: Mapping[type[nn.Module], type[nn.Module]] | None = None,
+    *containers: type[nn.Module],
 ) -> dict[str, Part]:
     """The parts of another library's network, batch normalisation taken into the weights before it.
 
@@ -149,6 +152,7 @@ def plain_parts(
         network: modules of `torch.nn` and of that library, in nested `nn.Sequential`s, or one of them.
         neurons: what a module with a name is, by what stands before it; None for what is no neuron.
         kinds: what else counts as a module of `torch.nn`.
+        *containers: what else counts as `nn.Sequential`.
 
     Raises:
         TypeError: for other modules, and dtypes other than float32 and float64.
@@ -156,7 +160,7 @@ def plain_parts(
     """
     parts: dict[str, Part] = {}
     before, last = Before(torch.get_default_dtype()), ""
-    for name, module in leaves(network):
+    for name, module in leaves(network, *containers):
         kind = (kinds or {}).get(type(module), type(module))
         found = neurons(name, module, before)
         if found is not None:
@@ -207,7 +211,7 @@ def _copy(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
 def _layer(
     name: str, neurons: Neurons, before: tuple[str, Affine] | None, options: LayerOptions, *, last: bool
 ) -> tuple[str, nn.Module]:
-    if before is None and neurons.fires:
+    if before is None and neurons.fires and neurons.recurrent is None:
         allowed = ("learn", "gradient", "surrogate", "batch_first")
         chosen: Any = {key: value for key, value in options.items() if key in allowed}
         return name, SRMNeuron(neurons.parameters, **chosen)

@@ -13,7 +13,7 @@ from srm_triton.parameters import SRMParameters
 
 
 def to_torch(network: nn.Module, *, batch_first: bool = True) -> nn.Sequential:
-    """A network as modules of `torch.nn`, with the weights that it applies, and neurons of `SRMNeuron`: the same outputs.
+    """A network as modules of `torch.nn`, with the weights that it applies, and neurons: the same outputs.
 
     For tools that hook into `nn.Linear`, convolutions and activations, such as NeuroBench's metrics, which see what
     arrives at each of them. It holds copies of the weights, and gradients are surrogate gradients.

@@ -31,8 +31,8 @@ def from_spikingjelly(network: nn.Module, **options: Unpack[LayerOptions]) -> nn
 
     Args:
         network: `layer.Linear`, `layer.Conv2d` and so on, or those of `torch.nn`, with `neuron.IFNode`, `LIFNode` or
-            `ParametricLIFNode` behind them, in `nn.Sequential`, in either step mode; in evaluation if it holds batch
-            normalisation or dropout. Or a neuron alone, which becomes an `SRMNeuron`.
+            `ParametricLIFNode` behind them, in `nn.Sequential` and `layer.SeqToANNContainer`, in either step mode; in
+            evaluation if it holds batch normalisation or dropout. Or a neuron alone, which becomes an `SRMNeuron`.
         **options: as in `SRMLayer`, for all layers, but for the gradient, which is ``"surrogate"`` unless given, and
             ``output``, which the last layer has.
 
@@ -49,7 +49,7 @@ def from_spikingjelly(network: nn.Module, **options: Unpack[LayerOptions]) -> nn
     from spikingjelly.activation_based import layer
 
     wrapped = {getattr(layer, kind.__name__): kind for kind in _WRAPPED if hasattr(layer, kind.__name__)}
-    layers = join(plain_parts(network, _from_node, wrapped), options)
+    layers = join(plain_parts(network, _from_node, wrapped, layer.SeqToANNContainer), options)
     return layers if isinstance(network, nn.Sequential) else layers[0]
 
 

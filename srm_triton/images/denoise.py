@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from srm_triton.checks import check_number, check_option, check_same, check_tensor
+from srm_triton.functions import eager_only
 from srm_triton.images.gradient import attach_gradient
 from srm_triton.images.split_bregman import DenoisingState, SeedIteration, SplitBregman, iterate
 from srm_triton.kernels.layout import accumulator_dtype
@@ -60,6 +61,7 @@ class Denoised(NamedTuple):
     ``method="seed"``, which proves nothing."""
 
 
+@eager_only
 def tv_objective(
     image: Tensor,
     noisy: Tensor,
@@ -149,6 +151,7 @@ def denoise_tv(
 ) -> Denoised: ...
 
 
+@eager_only
 def denoise_tv(
     image: Tensor,
     weight: float | Tensor,
@@ -211,7 +214,7 @@ def denoise_tv(
         TypeError: for arguments of another type; for integers of 32 and 64 bits, of which nothing says what is white.
         ValueError: for another shape or device, known values that are not finite, a negative weight or tolerance, or
             options that do not go together; for what looks like [height, width, channels] without `channel_axis`.
-        RuntimeError: if a gradient is asked of ``method="seed"``.
+        RuntimeError: if a gradient is asked of ``method="seed"``, and within transforms of `torch.func`.
 
     Example:
         >>> edge = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]).expand(1, 6, 6)

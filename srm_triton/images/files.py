@@ -1,6 +1,7 @@
 """Image files as tensors. They need Pillow."""
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _MODES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
 _OPAQUE = {"L": "LA", "RGB": "RGBA"}  # and what a colour that stands for transparency makes of them
+_PROFILE_TAG = 34675
 _QUALITY = 95  # of formats that lose some, in Pillow's units
 
 
@@ -48,14 +50,22 @@ def read_images(path: Path) -> list[ImageFile]:
     Raises:
         ModuleNotFoundError: without Pillow.
         OSError: if there is no such file, or it is no image.
-        ValueError: if the file is damaged or too large for Pillow.
+        ValueError: if the file is damaged or too large for Pillow, or has 16 bits for each of several channels.
     """
-    from PIL import Image, ImageSequence
+    from PIL import Image, ImageCms, ImageSequence
 
     try:
         with Image.open(path) as file:
             return [_read_page(page) for page in ImageSequence.Iterator(file)]
-    except (SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for broken and for huge files
+    except (
+        SyntaxError,
+        TypeError,
+        LookupError,
+        ValueError,
+        Image.DecompressionBombError,
+        ImageCms.PyCMSError,
+    ) as error:
+        # what Pillow raises for broken and for huge files, and for profiles of other colours
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -65,8 +75,7 @@ def read_image(path: Path) -> ImageFile:
     Raises:
         ModuleNotFoundError: without Pillow.
         OSError: if there is no such file, or it is no image.
-        ValueError: if the file is damaged or too large for Pillow, has several pages, or its values are no integers of
-            16 bits.
+        ValueError: as `read_images`, and if the file has several pages, or its values are no integers of 16 bits.
     """
     image, *others = read_images(path)
     if others:
@@ -80,8 +89,10 @@ def _read_page(page: "Pillow.Image") -> ImageFile:
     import numpy as np
     from PIL import ImageCms, ImageOps
 
+    _refuse_what_is_lost(page)
     image = ImageOps.exif_transpose(page)
-    profile = image.info.get("icc_profile")
+    # in the information of a page of a TIFF file stays what an earlier one had
+    profile = page.tag_v2.get(_PROFILE_TAG) if hasattr(page, "tag_v2") else image.info.get("icc_profile")
     if profile and image.mode in ("CMYK", "LAB"):  # it says nothing of the colours that they become
         meaning = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, meaning, ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -103,6 +114,16 @@ def _read_page(page: "Pillow.Image") -> ImageFile:
     return ImageFile(torch.stack((*channels, last)), profile=profile)
 
 
+def _refuse_what_is_lost(page: "Pillow.Image") -> None:
+    """Pillow reads 8 of 16 bits where there are several channels, and says so only in how it unpacks them."""
+    forms = [(tile[0], *(tile[3] if isinstance(tile[3], tuple) else tile[3:])) for tile in getattr(page, "tile", [])]
+    deep = any(re.search(";16[BLN]", str(form)) or (form[0] == "ppm" and form[-1] > 255) for form in forms)
+    if deep and page.mode[0] not in "IF":
+        raise ValueError("must have 8 bits a channel, or 16 and one channel; of several Pillow reads 8 bits only")
+    if page.mode[0] in "IF" and "transparency" in page.info:
+        raise ValueError("must not have a grey level that stands for transparency beside more than 8 bits")
+
+
 def write_images(path: Path, pages: list[Tensor], like: list[ImageFile]) -> None:
     """Writes pages of numbers, 1 for white, in the numbers, with the opacity and the profile that images have.
 
@@ -120,6 +141,8 @@ def write_images(path: Path, pages: list[Tensor], like: list[ImageFile]) -> None
     """
     check_format(path, like)
     first, *rest = [_to_pillow(page, image) for page, image in zip(pages, like, strict=True)]
+    for page, image in zip(rest, like[1:], strict=True):
+        page.encoderinfo = {"icc_profile": image.profile or b""}  # else that of the first
     more: dict[str, Any] = {"save_all": True, "append_images": rest} if rest else {}
     write_atomically(path, lambda temporary: first.save(temporary, **_options(path, like[0]), **more))
 

@@ -142,19 +142,14 @@ def _sizes(value: Any) -> Any:
 
 def _with_weights(kind: type[nn.Module], node: Any, *sizes: Any) -> nn.Module:
     """A module with the weights of a node; a bias of zeros is none, as a convolution of NIR always has one."""
-    weight, bias = (
-        None if value is None else torch.from_numpy(np.array(value))
-        for value in (node.weight, getattr(node, "bias", None))
-    )
-    assert weight is not None
-    if not weight.is_floating_point():
-        weight = weight.to(torch.get_default_dtype())
-    biased = bias is not None and bool(bias.any())
-    module: Any = skip_init(kind, *sizes, bias=biased, dtype=weight.dtype)
+    weight, bias = torch.from_numpy(np.array(node.weight)), getattr(node, "bias", None)
+    dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+    biased = bias is not None and bool(np.any(bias))
+    module: Any = skip_init(kind, *sizes, bias=biased, dtype=dtype)
     with torch.no_grad():
         module.weight.copy_(weight)
         if biased:
-            module.bias.copy_(bias)
+            module.bias.copy_(torch.from_numpy(np.array(bias)))
     return cast("nn.Module", module)
 
 
@@ -225,7 +220,9 @@ def _near_one(gain: Tensor, source: Any) -> Tensor:
 def _per_channel(name: str, key: str, value: Any) -> Tensor:
     """A constant of neurons [channels, ...], as one value or one for each channel."""
     values = torch.from_numpy(np.array(value, dtype=np.float64))
-    if values.numel() == 0 or (values == values.flatten()[0]).all():
+    if not values.numel():
+        raise ValueError(f"{name}: {key} must hold a value for each neuron, got none")
+    if (values == values.flatten()[0]).all():
         return values.flatten()[0]
     rows = values.flatten(1) if values.dim() > 1 else values[:, None]
     if (rows != rows[:, :1]).any():

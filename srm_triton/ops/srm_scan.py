@@ -70,7 +70,7 @@ Surrogate = Literal["arctan", "fast_sigmoid"]
 # Eager reference: on tensors whose first axis is time, with constants that broadcast over the neurons of a step
 
 
-class _Constants(NamedTuple):
+class Constants(NamedTuple):
     """The rows that `SRMParameters.pack` makes, each [1 or channels, 1, …]."""
 
     membrane_decay: Tensor
@@ -83,7 +83,9 @@ class _Constants(NamedTuple):
     sharpness: Tensor
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
+    """What a step finds, by the names of the equations."""
+
     previous: Tensor
     synapse: Tensor  # s + x
     membrane: Tensor
@@ -92,7 +94,8 @@ class _Step(NamedTuple):
     state: SRMState  # that it leaves
 
 
-def _steps(current: Tensor, state: SRMState, c: _Constants) -> Iterator[_Step]:
+def take_steps(current: Tensor, state: SRMState, c: Constants) -> Iterator[Step]:
+    """The steps of the forward, one after another, from a state."""
     for x in current:
         previous, s, g = state
         s = s + x
@@ -100,7 +103,7 @@ def _steps(current: Tensor, state: SRMState, c: _Constants) -> Iterator[_Step]:
         g = (g + x) * c.gradient_decay
         spike = u > c.threshold
         state = SRMState(*(value.masked_fill(spike, 0) for value in (u, s * c.synapse_decay, g)))
-        yield _Step(previous, s, u, g, spike, state)
+        yield Step(previous, s, u, g, spike, state)
 
 
 def _slope(change: Tensor, limit: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ def _surrogate(v: Tensor, sharpness: Tensor, surrogate: str) -> Tensor:
 
 
 def _reference_backward(
-    grad_spikes: Tensor, steps: list[_Step], grad_state: SRMState, events: Tensor, c: _Constants, gradient: str
+    grad_spikes: Tensor, steps: list[Step], grad_state: SRMState, events: Tensor, c: Constants, gradient: str
 ) -> tuple[Tensor, Tensor, SRMState, Tensor]:
     """Both paths, the gradients of the initial state, and for each neuron those of a_m, 1/τ_s and θ."""
     weight_path, time_path, constants = [], [], torch.zeros(3, *events.shape, dtype=c.rise.dtype, device=events.device)
@@ -140,7 +143,7 @@ def _product(gradient: Tensor, value: Tensor) -> Tensor:
     return torch.where(gradient == 0, 0, gradient * value)  # 0 where the value is not finite too
 
 
-def _reference_events(steps: list[_Step]) -> Tensor:
+def _reference_events(steps: list[Step]) -> Tensor:
     """The last step with Δu > 0.05 of each neuron that never fires; −1 where there is none."""
     last = torch.full_like(steps[0].spike, -1, dtype=torch.int32)
     for t, step in enumerate(steps):
@@ -148,13 +151,14 @@ def _reference_events(steps: list[_Step]) -> Tensor:
     return last.masked_fill(torch.stack([step.spike for step in steps]).any(0), -1)
 
 
-def _prepare(
+def prepare_scan(
     current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int
-) -> tuple[Tensor, SRMState, _Constants]:
+) -> tuple[Tensor, SRMState, Constants]:
+    """What `take_steps` takes, from the arguments of the custom ops."""
     x = current.movedim(time_axis, 0).to(constants.dtype)
     state = torch.zeros_like(x[:1]).expand(3, *x.shape[1:]) if initial is None else initial
     behind = max(0, x.dim() - 3)
-    return x, unstack_state(state), _Constants(*constants.view(*constants.shape, *[1] * behind).unbind(0))
+    return x, unstack_state(state), Constants(*constants.view(*constants.shape, *[1] * behind).unbind(0))
 
 
 # Custom ops. `constants` is [8, 1 or channels], a state
@@ -183,10 +187,16 @@ class Scanned(NamedTuple):
 
 @custom_op("srm_scan")
 def _scan(
-    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    asked: Sequence[bool],
+    spike_dtype: torch.dtype | None,
+    backend: str,
 ) -> list[Tensor]:
     """Spikes and, as far as they are `asked` for, the final state and events; checkpoints if the backend has them."""
-    outputs = _allocate_scan(current, constants, initial, time_axis, asked, backend)
+    outputs = _allocate_scan(current, constants, initial, time_axis, asked, spike_dtype, backend)
     spikes, final, events, checkpoints = Scanned.of(outputs, asked)
     if current.numel() == 0:
         if final is not None:
@@ -203,7 +213,7 @@ def _scan(
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, final, events, None, None, time_axis)
     else:
-        steps = list(_steps(*_prepare(current, constants, initial, time_axis)))
+        steps = list(take_steps(*prepare_scan(current, constants, initial, time_axis)))
         spikes.copy_(torch.stack([step.spike for step in steps], time_axis))
         if final is not None:
             final.copy_(torch.stack(tuple(steps[-1].state)))
@@ -214,10 +224,16 @@ def _scan(
 
 @fake_of(_scan)
 def _allocate_scan(
-    current: Tensor, constants: Tensor, initial: Tensor | None, time_axis: int, asked: Sequence[bool], backend: str
+    current: Tensor,
+    constants: Tensor,
+    initial: Tensor | None,
+    time_axis: int,
+    asked: Sequence[bool],
+    spike_dtype: torch.dtype | None,
+    backend: str,
 ) -> list[Tensor]:
     of_state, of_events, kept = asked
-    outputs = [torch.empty_like(current)]
+    outputs = [torch.empty_like(current, dtype=spike_dtype)]
     if of_state:
         outputs.append(constants.new_empty((3, *_neurons(current, time_axis))))
     if of_events:
@@ -263,7 +279,7 @@ def _trace(
     elif chosen == "native":
         native.scan_forward(current, constants, initial, spikes, None, None, membrane, gradient_trace, time_axis)
     else:
-        for t, step in enumerate(_steps(*_prepare(current, constants, initial, time_axis))):
+        for t, step in enumerate(take_steps(*prepare_scan(current, constants, initial, time_axis))):
             spikes.select(time_axis, t).copy_(step.spike)
             membrane.select(time_axis, t).copy_(step.membrane)
             gradient_trace.select(time_axis, t).copy_(step.gradient_trace)
@@ -318,12 +334,12 @@ def _scan_backward(
     elif chosen == "native":
         native.scan_backward(*gradients, current, constants, initial, events, *results, time_axis, gradient)
     else:
-        x, state, c = _prepare(current, constants, initial, time_axis)
+        x, state, c = prepare_scan(current, constants, initial, time_axis)
         grad = grad_spikes.movedim(time_axis, 0).to(constants.dtype)
         grad_state = unstack_state(torch.zeros_like(torch.stack(state)) if grad_final is None else grad_final)
         if events is None:
             events = torch.full(neurons, -1, dtype=torch.int32, device=current.device)
-        found = _reference_backward(grad, list(_steps(x, state, c)), grad_state, events, c, gradient)
+        found = _reference_backward(grad, list(take_steps(x, state, c)), grad_state, events, c, gradient)
         values = found[0].movedim(0, time_axis), found[1].movedim(0, time_axis), torch.stack(found[2]), found[3]
         for result, value in zip(results, values, strict=True):
             if result is not None:
@@ -399,7 +415,7 @@ def _axes_of_paths(time_axis: int, gradient: str, asked: Sequence[bool], backend
     return [axis if wanted else None for axis, wanted in zip((2, 2, 2, -1), asked, strict=True)]
 
 
-_map(_scan, (2, 1, 2), lambda time_axis, asked, backend: [2, *[2] * asked[0], *[1] * asked[1], 3])
+_map(_scan, (2, 1, 2), lambda time_axis, asked, spike_dtype, backend: [2, *[2] * asked[0], *[1] * asked[1], 3])
 _map(_trace, (2, 1, 2), lambda time_axis, backend: (2, 2, 2))
 _map(_scan_backward, (2, 2, 2, 1, 2, 1, 3), _axes_of_paths)
 
@@ -412,6 +428,7 @@ class Scan(NamedTuple):
     output: bool
     return_state: bool
     keep: bool  # what the backward needs
+    spike_dtype: torch.dtype | None  # that of the current for None
     backend: str
 
     @property
@@ -421,8 +438,19 @@ class Scan(NamedTuple):
         return [self.return_state, counts_silent, self.keep]
 
     def forward(self, current: Tensor, constants: Tensor, initial: Tensor | None) -> list[Tensor]:
-        """What `_scan` returns."""
-        results: list[Tensor] = _scan(current, constants, initial, self.time_axis, self.asked, self.backend)
+        """What `_scan` returns.
+
+        Raises:
+            RuntimeError: if a backward may follow, and the spikes are of a type without gradients.
+        """
+        if self.keep and self.spike_dtype == torch.uint8:
+            raise RuntimeError(
+                "spike_dtype=torch.uint8 passes no gradient: call within torch.no_grad() or torch.inference_mode(), or "
+                "train with spike_dtype=torch.bfloat16 or None"
+            )
+        results: list[Tensor] = _scan(
+            current, constants, initial, self.time_axis, self.asked, self.spike_dtype, self.backend
+        )
         return results
 
     def backward(
@@ -519,6 +547,7 @@ def srm_scan(
     surrogate: Surrogate = "arctan",
     output: bool = False,
     return_state: Literal[False] = False,
+    spike_dtype: torch.dtype | None = None,
     batch_first: bool = True,
 ) -> Tensor: ...
 
@@ -533,6 +562,7 @@ def srm_scan(
     surrogate: Surrogate = "arctan",
     output: bool = False,
     return_state: Literal[True],
+    spike_dtype: torch.dtype | None = None,
     batch_first: bool = True,
 ) -> tuple[Tensor, SRMState]: ...
 
@@ -546,6 +576,7 @@ def srm_scan(
     surrogate: Surrogate = "arctan",
     output: bool = False,
     return_state: bool = False,
+    spike_dtype: torch.dtype | None = None,
     batch_first: bool = True,
 ) -> Tensor | tuple[Tensor, SRMState]:
     """Runs SRM neurons over time: input current in, spikes out.
@@ -570,15 +601,18 @@ def srm_scan(
             neurons that a loss looks at.
         return_state: whether to return the state after the last step too. A loss on the state has its gradient with
             respect to the current; with the event rule it passes no spike, so it trains the last layer only.
+        spike_dtype: of the spikes: ``torch.bfloat16`` or ``torch.float16``, with gradients that autograd rounds to it,
+            or ``torch.uint8``, without; None for that of the current.
         batch_first: False for [time, batch, channels, ...].
 
     Returns:
-        Spikes, 0 or 1, in the shape and dtype of `current`, and with `return_state` the state. A current that is NaN
+        Spikes, 0 or 1, in the shape of `current`, and with `return_state` the state. A current that is NaN
         silences its own neuron from that step on. Axes of length 0 give an empty result.
 
     Raises:
         TypeError: for a current or state that is not a floating-point tensor of the right dtype, or other parameters.
         ValueError: for shapes, devices or layouts that do not fit, or another option.
+        RuntimeError: for spikes in uint8 where a gradient is wanted.
 
     Example:
         >>> spikes, state = srm_scan(torch.tensor([[0.5, 1.5]]), return_state=True)
@@ -593,6 +627,7 @@ def srm_scan(
         rule=check_gradient(gradient, surrogate),
         output=output,
         return_state=return_state,
+        spike_dtype=check_spike_dtype(spike_dtype),
         batch_first=batch_first,
     )
 
@@ -607,14 +642,15 @@ def scan(
     output: bool,
     return_state: bool,
     batch_first: bool,
+    spike_dtype: torch.dtype | None = None,
 ) -> Any:
-    """`srm_scan` for layers: `earlier`, in the shape of the current, receives the time path; `rule` is checked."""
+    """`srm_scan` for layers: `earlier`, shaped like the current, receives the time path; rule and dtype are checked."""
     for name, flag in (("output", output), ("return_state", return_state), ("batch_first", batch_first)):
         if flag is not True and flag is not False:
             raise ValueError(f"{name} must be True or False, got {flag!r}")
     initial, constants, time_axis = check_scan(current, parameters, state, batch_first)
     keep = needs_gradient(current, earlier, constants, initial)
-    how = Scan(time_axis, rule, output, return_state, keep, requested_backend())
+    how = Scan(time_axis, rule, output, return_state, keep, spike_dtype, requested_backend())
     if keep:
         results: Sequence[Tensor] = _Scan.apply(current, earlier, constants, initial, how)
     else:
@@ -668,6 +704,16 @@ def check_gradient(gradient: Any, surrogate: Any) -> str:
     check_option("gradient", gradient, get_args(Gradient))
     check_option("surrogate", surrogate, get_args(Surrogate))
     return surrogate if gradient == "surrogate" else gradient
+
+
+def check_spike_dtype(spike_dtype: Any) -> torch.dtype | None:
+    """Returns an option of `srm_scan`.
+
+    Raises:
+        ValueError: for another dtype, or anything but one.
+    """
+    allowed = torch.bfloat16, torch.float16, torch.uint8
+    return None if spike_dtype is None else check_option("spike_dtype", spike_dtype, allowed)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

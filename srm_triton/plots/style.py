@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 SPIKE, TARGET, OTHER, THRESHOLD = "#1b2a49", "#d1495b", "#5b7c99", "#9a9a9a"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito, "Color universal design", 2008, without its yellow, which is too light for lines on white."""
-_MARKERS = "osD^vPX"
+MARKERS = "osD^vPX"
 
 
 def series(number: int) -> dict[str, Any]:
     """Colour, marker and line of a series; 49 are different."""
     again, color = divmod(number, len(SERIES))
-    marker = _MARKERS[(color + again) % len(_MARKERS)]
+    marker = MARKERS[(color + again) % len(MARKERS)]
     return {"color": SERIES[color], "marker": marker, "linestyle": ("-", "--", ":")[again % 3]}
 
 

@@ -146,9 +146,10 @@ class LinearRegression(nn.Module):
                 stacklevel=3,
             )
         if len(sizes) < len(scale):  # of all solutions the smallest in the user's units lies in the span of the samples
-            units = (scale / scale.max()).unsqueeze(1)
-            span = torch.linalg.qr(units * axes).Q
-            weight = units * (span @ (span.mT @ (weight / units)))
+            units, order = (scale / scale.max()).sort(descending=True)  # small rows of QR then keep their digits
+            span, triangle = torch.linalg.qr(units.unsqueeze(1) * axes[order])
+            on_span = torch.linalg.solve_triangular(triangle.mT, on_axes / sizes.unsqueeze(1), upper=False)
+            weight[order] = units.unsqueeze(1) * (span @ on_span)
         return weight
 
     def _descend(self, x: Tensor, y: Tensor) -> Tensor:
