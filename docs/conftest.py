@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore_glob = ["conf.py", "guides/*.md"]
+collect_ignore_glob = ["conf.py", "conftest.py", "guides/*.md"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """The built site in a browser: `make pages`. Needs Chromium, of the system or by `playwright install chromium`.
 
-Every page at the width of a desk and of a telephone, in light and in dark: no error on the console, nothing that makes
-the page wider than the window, and no finding of axe, the checker of accessibility. The search finds words, and the
-interactive neuron fires when `srm_trace` does. Pictures of all pages are left beside the site.
+Every page at the width of a desk, in light, and of a telephone, in dark: no error on the console, nothing loaded from
+elsewhere or beyond the edge of the window, and no finding of axe, the checker of accessibility. The search finds words,
+and the interactive neuron fires when `srm_trace` does. Pictures of all pages are left beside the site.
 """
 
 import functools
@@ -21,6 +21,15 @@ from playwright.sync_api import Page, sync_playwright
 from srm_triton import SRMParameters, srm_trace
 
 DEVICES = {"desk": (1280, 900, "light"), "telephone": (360, 740, "dark")}
+# elements beyond the right edge, but for what the reader can scroll to
+BEYOND = """
+[...document.querySelectorAll("article *")].filter((element) => {
+  if (element.getBoundingClientRect().right <= innerWidth + 1) return false;
+  for (let box = element; box.tagName !== "ARTICLE"; box = box.parentElement)
+    if (["auto", "scroll"].includes(getComputedStyle(box).overflowX)) return false;
+  return true;
+}).map((element) => element.outerHTML.slice(0, 150))
+"""
 WORDS = ("threshold", "calibrate_gain", "SpikingJelly")
 
 
@@ -44,8 +53,9 @@ def look(page: Page, address: str, device: str, picture: Path) -> Iterator[str]:
     page.set_viewport_size({"width": width, "height": height})
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.goto(address)
-    if wider := page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"):
-        yield f"{wider} pixels wider than the window"
+    if page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+        yield "scrolls to the right"
+    yield from (f"goes beyond the window: {element}" for element in page.evaluate(BEYOND)[:1])
     page.screenshot(path=picture, full_page=True)
     for found in Axe().run(page).response["violations"]:
         yield f"{found['id']}: {found['help']}; {len(found['nodes'])} times, first {found['nodes'][0]['html'][:150]}"
@@ -54,7 +64,7 @@ def look(page: Page, address: str, device: str, picture: Path) -> Iterator[str]:
 def search(page: Page, address: str) -> Iterator[str]:
     for word in WORDS:
         page.goto(f"{address}search.html?q={word}")
-        page.wait_for_function("document.querySelectorAll('ul.search li').length > 0", timeout=20_000)
+        page.wait_for_selector("#search-results h2:text-is('Search Results')")
         if page.locator("ul.search li a").count() < 3:
             yield f"search: little is found of {word!r}"
 
