@@ -53,8 +53,8 @@ def test_every_benchmark_reports(tmp_path, monkeypatch, capsys):
 
 
 def test_page_is_made_of_the_stored_runs(tmp_path):
-    stored = [*ROOT.glob("bench/results/*cores.json"), *ROOT.glob("bench/results/networks*.json")]
-    assert len(stored) == 2
+    stored = [path for kind in ("*cores", "networks*", "gather*") for path in ROOT.glob(f"bench/results/{kind}.json")]
+    assert len(stored) == 3
     page = tmp_path / "performance.md"
     command = [sys.executable, "-m", "bench.report", *(path.relative_to(ROOT) for path in stored), "--page", page]
     subprocess.run(command, cwd=ROOT, check=True)
