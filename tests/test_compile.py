@@ -22,14 +22,14 @@ srm_scan_forward                  float64       0     64      0      0     71   
 srm_scan_forward                  float32      62     56     56     56     64     64     64     86    156     86     84
 srm_scan_forward                  float16      58     56     56     56     64     56     56     86    155     87     85
 srm_scan_forward                  bfloat16     58     56     56     56     64     56     56     86    155     87     84
-srm_scan_backward:event           float64       0    168      0      0    182    143      0      0    174      0      0
+srm_scan_backward:event           float64       0    168      0      0    182    160      0      0    174      0      0
 srm_scan_backward:event           float32     135    139    142    142    141    140    127    181    181    181    180
-srm_scan_backward:event           float16     138    138    140    140    139    128    132    192    190    190    176
+srm_scan_backward:event           float16     138    138    140    140    139    128    132    192    190    190    189
 srm_scan_backward:event           bfloat16    138    138    140    140    139    128    133    194    192    190    187
 srm_scan_backward:event,learn     float64       0    210      0      0    201    183      0      0    203      0      0
 srm_scan_backward:event,learn     float32     168    168    168    168    168    165    165    211    212    212    211
-srm_scan_backward:event,learn     float16     168    168    168    168    168    159    165    207    207    207    197
-srm_scan_backward:event,learn     bfloat16    168    168    168    168    168    159    165    208    208    207    208
+srm_scan_backward:event,learn     float16     168    168    168    168    168    160    165    207    207    207    197
+srm_scan_backward:event,learn     bfloat16    168    168    168    168    168    160    165    208    208    207    208
 srm_scan_backward:surrogate       float64       0    116      0      0    128    114      0      0    111      0      0
 srm_scan_backward:surrogate       float32      72     78     78     78     80     80     92    130    130    130    130
 srm_scan_backward:surrogate       float16      72     76     76     76     80     80     90    129    130    130    123
@@ -94,7 +94,7 @@ NARROW = {
 # A model of the scan in float32 beyond one chunk: bytes that a neuron and step must move (tests/test_traffic.py), its
 # instructions, and the warps that a processor holds, of 64; on gfx942 of 32, which are twice as wide.
 MODEL = {
-    "srm_scan_forward": (8.75, {"sm_90": (36, 36), "gfx942": (37, 32)}),
+    "srm_scan_forward": (8.75, {"sm_90": (36, 36), "gfx942": (35, 32)}),
     "srm_scan_backward:event": (16.75, {"sm_90": (79, 12), "gfx942": (87, 16)}),
     "srm_scan_backward:surrogate": (12.75, {"sm_90": (58, 24), "gfx942": (58, 16)}),
 }
@@ -144,7 +144,9 @@ def test_contracts(target, dtype, tmp_path, pytestconfig):
         if kernel.startswith("srm_scan"):
             # a neuron a thread, in half the warps where a warp has 64; no division of float64 on NVIDIA goes without
             assert row["threads"] == 128 and row["axes"] == 1, row
-            assert row.get("waves") in (None, resident // PROCESSORS[target].parts), row  # which LLVM expects
+            if "waves" in row:  # which LLVM expects of a part; whole programs are resident
+                held = row["waves"] * PROCESSORS[target].parts
+                assert resident == held // row["num_warps"] * row["num_warps"], row
             assert row["fused"] == 0 or (":" in name and dtype == "float64" and target.startswith("sm")), row
     for name, (moved, of_targets) in MODEL.items() if dtype == "float32" and target in IN_FULL else ():
         instructions, warps = min(models[name])
