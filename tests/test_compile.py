@@ -28,11 +28,11 @@ srm_scan_backward:event           float16     138    138    140    140    139   
 srm_scan_backward:event           bfloat16    138    138    140    140    139    128    133    194    192    190    187
 srm_scan_backward:event,learn     float64       0    210      0      0    201    183      0      0    203      0      0
 srm_scan_backward:event,learn     float32     168    168    168    168    168    165    165    211    212    212    211
-srm_scan_backward:event,learn     float16     168    168    168    168    168    160    165    207    207    207    197
+srm_scan_backward:event,learn     float16     168    168    168    168    168    160    165    207    207    207    208
 srm_scan_backward:event,learn     bfloat16    168    168    168    168    168    160    165    208    208    207    208
 srm_scan_backward:surrogate       float64       0    116      0      0    128    114      0      0    111      0      0
 srm_scan_backward:surrogate       float32      72     78     78     78     80     80     92    130    130    130    130
-srm_scan_backward:surrogate       float16      72     76     76     76     80     80     90    129    130    130    123
+srm_scan_backward:surrogate       float16      72     76     76     76     80     80     90    129    130    130    129
 srm_scan_backward:surrogate       bfloat16     72     80     80     80     80     80     88    131    131    130    129
 srm_scan_backward:surrogate,learn float64       0    150      0      0    164    152      0      0    167      0      0
 srm_scan_backward:surrogate,learn float32     128    136    134    134    135    125    115    183    183    183    182
