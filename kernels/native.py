@@ -16,12 +16,7 @@ _SMALLEST_TILE = 256  # neurons; shorter rows cost more than idle threads
 _NARROW = 16  # neurons; shorter rows, if there are more than so many, cost more than copies that make one row of all
 _WIDE = 128  # neurons of a channel that lie side by side; fewer are worth no tile of their own
 _PARALLEL_FROM = 1 << 15  # elements, PyTorch's own grain size
-_STORAGES = {
-    torch.bfloat16: 1,
-    torch.float16: 2,
-    torch.uint8: 3,
-    torch.bool: 3,
-}  # of what is not as computed
+_STORAGES = {torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.bool: 3}  # of what is not as computed
 _BANDS = 4  # of images, for each thread: one that starts late takes fewer
 
 

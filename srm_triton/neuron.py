@@ -144,11 +144,11 @@ class SRMNeuron(nn.Module):
             raise TypeError(
                 f"{name} must be a number or a tensor, got a Parameter; to learn it, pass learn=({name!r},)"
             )
-        where = value.device if isinstance(value, Tensor) else self._any(name).device
+        where = value.device if isinstance(value, Tensor) else self._held(name).device
         value, raw = as_tensor(name, value).detach().to(where, torch.float64), self._parameters.get(f"raw_{name}")
         if raw is None:
             # a number sets every channel, as state_dict and carry_scale know them
-            return super().__setattr__(name, value if value.dim() else value.expand_as(self._any(name)).clone())
+            return super().__setattr__(name, value if value.dim() else value.expand_as(self._held(name)).clone())
         if value.numel() not in (1, raw.numel()):
             raise ValueError(
                 f"{name} must hold one value or one for each of {raw.numel()} channels, got {value.numel()}"
@@ -162,7 +162,7 @@ class SRMNeuron(nn.Module):
         with torch.no_grad():
             raw.copy_(inverse)
 
-    def _any(self, name: str) -> Tensor:
+    def _held(self, name: str) -> Tensor:
         """The buffer of a constant, or the parameter that it is learned by."""
         held = self._buffers.get(name)
         if held is None:
